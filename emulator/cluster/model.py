@@ -1,0 +1,198 @@
+"""The cluster as plain immutable data: what the user asked for, resolved.
+
+A topology file and Kubernetes manifests are parsed elsewhere in this package; what comes out is made of
+the records below, with every name valid, every address assigned and every pod on a node. Address fields
+are tuples throughout: one entry for IPv4-only or IPv6-only, two (in the order of the CIDRs) for dual stack.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+
+class LinkQuality(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a link does to packets, in each direction. Zero means untouched.
+
+    Units: ``bandwidth`` Mbit/s, ``delay`` and ``jitter`` ms, ``loss`` per cent.
+    """
+
+    bandwidth: float = 0.0
+    delay: float = 0.0
+    jitter: float = 0.0
+    loss: float = 0.0
+
+
+class Interface(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One end of a link, in a machine. ``addresses`` carry their prefix length.
+
+    ``peer`` is the switch or machine at the other end, ``peer_device`` the device there. ``quality``
+    impairs what leaves by this interface; the far end's own entry impairs the other direction.
+    """
+
+    name: str
+    mac: str
+    addresses: tuple[str, ...]
+    mtu: int
+    peer: str
+    peer_device: str
+    quality: LinkQuality = LinkQuality()
+
+
+class StaticRoute(msgspec.Struct, frozen=True):
+    """``destination`` is a CIDR, ``via`` the address of a neighbour, ``why`` one line for people."""
+
+    destination: str
+    via: str
+    why: str = ""
+
+
+class Machine(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A machine of the underlay: a Kubernetes node, a router, or a host outside the cluster.
+
+    ``routes`` are complete: the default routes (every node has them: proxy ARP, REJECT and NodePort
+    need one), and on routers the routes to every subnet of the underlay.
+    """
+
+    name: str
+    kind: Literal["node", "router", "host"]
+    interfaces: tuple[Interface, ...]
+    routes: tuple[StaticRoute, ...] = ()
+    labels: dict[str, str] = {}
+    pods: int = 0
+    asn: int = 0
+    ports: tuple[int, ...] = ()
+
+    @property
+    def ns(self) -> str:
+        """The plan's name of this machine's network namespace."""
+        return f"{self.kind}/{self.name}"
+
+
+class SwitchPort(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A port of a switch: its device, and the machine's (or other switch's) end of the cable."""
+
+    device: str
+    machine: str
+    machine_device: str
+    quality: LinkQuality = LinkQuality()
+    mtu: int = 1500
+
+
+class Switch(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A learning switch: a Linux bridge of its name in the ``underlay`` namespace."""
+
+    name: str
+    ports: tuple[SwitchPort, ...]
+    cidrs: tuple[str, ...] = ()
+    mtu: int = 1500
+
+
+class Topology(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A resolved topology. ``machines`` and ``switches`` keep the file's order."""
+
+    name: str
+    machines: tuple[Machine, ...]
+    switches: tuple[Switch, ...]
+    pod_cidrs: tuple[str, ...]
+    service_cidrs: tuple[str, ...]
+    node_cidrs: tuple[str, ...]
+
+    def of_kind(self, kind: Literal["node", "router", "host"]) -> tuple[Machine, ...]:
+        """The machines of one kind, in the file's order."""
+        return tuple(machine for machine in self.machines if machine.kind == kind)
+
+
+class ContainerPort(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A declared ``containerPort``. Our server answers on it unless the container has a command."""
+
+    port: int
+    protocol: Literal["TCP", "UDP", "SCTP"] = "TCP"
+    name: str = ""
+    host_port: int = 0
+
+
+class Container(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A container, as far as the network can tell. ``command`` is command plus args."""
+
+    name: str
+    ports: tuple[ContainerPort, ...] = ()
+    command: tuple[str, ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
+
+
+class Pod(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A pod on its node, with its addresses (no prefix length).
+
+    ``addresses`` are the node's own for ``host_network`` pods, which have no namespace of their own.
+    """
+
+    namespace: str
+    name: str
+    node: str
+    addresses: tuple[str, ...]
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    containers: tuple[Container, ...] = ()
+    owner: str = ""
+    host_network: bool = False
+    service_account: str = "default"
+    hostname: str = ""
+    subdomain: str = ""
+
+    @property
+    def key(self) -> str:
+        """``namespace/name``."""
+        return f"{self.namespace}/{self.name}"
+
+    @property
+    def ns(self) -> str:
+        """The plan's name of the network namespace that this pod's traffic lives in."""
+        return f"node/{self.node}" if self.host_network else f"pod/{self.namespace}/{self.name}"
+
+
+class Node(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A Kubernetes node. ``addresses`` are its InternalIPs; ``pod_ranges`` the CIDRs that its pods are in.
+
+    ``device`` is the interface that holds ``addresses`` (the one of the default route), ``mtu`` its MTU.
+    """
+
+    name: str
+    addresses: tuple[str, ...]
+    device: str
+    mtu: int
+    pod_ranges: tuple[str, ...] = ()
+    labels: dict[str, str] = {}
+    subnets: tuple[str, ...] = ()
+    asn: int = 0
+
+    @property
+    def ns(self) -> str:
+        """The plan's name of the node's network namespace."""
+        return f"node/{self.name}"
+
+
+class Cluster(msgspec.Struct, frozen=True):
+    """Everything that a CNI style, a proxy or a policy enforcer needs to know.
+
+    ``objects`` are the Kubernetes objects of all other kinds, as given (``kind``, ``metadata``, ``spec``),
+    for those who consume them; ``namespaces`` maps each namespace to its labels.
+    """
+
+    topology: Topology
+    nodes: tuple[Node, ...]
+    pods: tuple[Pod, ...]
+    namespaces: dict[str, dict[str, str]]
+    objects: tuple[dict[str, Any], ...] = ()
+
+    def node(self, name: str) -> Node:
+        """The node of that name; KeyError if there is none."""
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        raise KeyError(name)
+
+    def pods_on(self, node: str) -> tuple[Pod, ...]:
+        """The pods on one node, in the order they were made."""
+        return tuple(pod for pod in self.pods if pod.node == node)

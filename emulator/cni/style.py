@@ -1,0 +1,51 @@
+"""What a CNI style is: a function from the cluster's state to plan objects.
+
+A style never touches the kernel. It registers under the entry point group ``cnilab.styles``; the entry
+point names a callable that takes the mode after the colon of ``--cni NAME:MODE`` (empty: the default) and
+returns a :class:`Style`, or raises ``emulator.errors.UserError`` for a mode that it does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from emulator.cluster.ipam import Ipam
+from emulator.cluster.model import Cluster, Node, Pod, Topology
+from emulator.plan.model import AnyObject
+
+ENTRY_POINTS = "cnilab.styles"
+
+
+class Style(Protocol):
+    """One CNI data path.
+
+    ``name`` is ``flannel``; ``mode`` its variant (``vxlan``); ``title`` for people (``Flannel · vxlan``).
+    ``requires`` are the names of kernel features and programs that it cannot do without
+    (``emulator.kernel.capabilities`` knows them).
+
+    The three parts are planned apart so that a change costs what it touches: ``pod`` may depend on nothing
+    but its arguments' own fields and the cluster's topology, since its result is kept while those are equal.
+    """
+
+    name: str
+    mode: str
+    title: str
+    requires: tuple[str, ...]
+
+    def ipam(self, topology: Topology) -> Ipam:
+        """The address manager of the real CNI, for pods of ``topology``. Raises TopologyError if the CIDRs
+        cannot carry it."""
+        ...
+
+    def check(self, cluster: Cluster) -> None:
+        """Refuse what the style cannot do (an MTU too small for the tunnel): raises UserError."""
+        ...
+
+    def node(self, cluster: Cluster, node: Node) -> Iterable[AnyObject]:
+        """What the style puts into one node: devices, routes to the others, rules, daemons."""
+        ...
+
+    def pod(self, cluster: Cluster, node: Node, pod: Pod) -> Iterable[AnyObject]:
+        """What wires one pod (never a ``host_network`` one): its namespace, veth, addresses, routes, host routes."""
+        ...

@@ -1,0 +1,370 @@
+"""What each network namespace must hold: the plan, as plain immutable data.
+
+A CNI style turns a cluster into a :class:`Plan`; ``emulator.kernel`` makes it so. Nothing here touches
+the kernel, and every object says why it is there and which component of the real system makes it.
+
+The objects are ``msgspec.Struct`` rather than dataclasses: a plan of a thousand pods has some twenty
+thousand of them, and structs are built, compared and written as JSON in C.
+
+Namespaces are named by kind: ``underlay`` (all switches; the lab's own network namespace),
+``node/n1``, ``router/tor``, ``host/client``, ``pod/default/web-0``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal, TypeAlias
+
+import msgspec
+
+UNDERLAY = "underlay"
+
+Family = Literal[4, 6]
+Key: TypeAlias = tuple[str | int, ...]
+
+
+class PlanObject(msgspec.Struct, frozen=True, kw_only=True, tag=True, tag_field="kind", omit_defaults=True):
+    """What all plan objects have in common.
+
+    ``ns`` is the namespace that holds the object. ``component`` names the program of the real system
+    that would have made it (``flanneld``, ``felix``, ``bird``, ``bridge`` plugin, ``kubelet``, ``kernel``,
+    ``topology``); ``why`` says in one line what it is there for.
+    """
+
+    ns: str
+    component: str = ""
+    why: str = ""
+
+    @property
+    def key(self) -> Key:
+        """What identifies the object: two objects of one key are versions of the same thing."""
+        raise AssertionError(f"{type(self).__name__} has no key")
+
+
+class Namespace(PlanObject, frozen=True, kw_only=True):
+    """A network namespace. ``role`` decides who makes it: Mininet all but the pods."""
+
+    role: Literal["node", "router", "host", "pod", "underlay"]
+    hostname: str
+
+    @property
+    def key(self) -> Key:
+        return ("namespace", self.ns)
+
+
+class Veth(PlanObject, frozen=True, kw_only=True):
+    """A virtual Ethernet pair: ``name`` in ``ns`` and ``peer`` in ``peer_ns``, both up.
+
+    An empty MAC leaves the choice to the kernel. ``peer_why`` explains the far end.
+    """
+
+    name: str
+    peer_ns: str
+    peer: str
+    mtu: int
+    mac: str = ""
+    peer_mac: str = ""
+    peer_why: str = ""
+
+    @property
+    def key(self) -> Key:
+        return ("link", self.ns, self.name)
+
+
+class Bridge(PlanObject, frozen=True, kw_only=True):
+    """A Linux bridge, up, without spanning tree."""
+
+    name: str
+    mtu: int
+    mac: str = ""
+
+    @property
+    def key(self) -> Key:
+        return ("link", self.ns, self.name)
+
+
+class Vxlan(PlanObject, frozen=True, kw_only=True):
+    """A VXLAN device, up. ``local`` is the outer source address, ``underlay`` the device beneath."""
+
+    name: str
+    vni: int
+    port: int
+    local: str
+    underlay: str
+    mtu: int
+    mac: str = ""
+    learning: bool = False
+
+    @property
+    def key(self) -> Key:
+        return ("link", self.ns, self.name)
+
+
+class BridgePort(PlanObject, frozen=True, kw_only=True):
+    """``device`` is a port of ``bridge``. ``hairpin``: frames may leave by the port that they came in by."""
+
+    device: str
+    bridge: str
+    hairpin: bool = False
+
+    @property
+    def key(self) -> Key:
+        return ("port", self.ns, self.device)
+
+
+class Address(PlanObject, frozen=True, kw_only=True):
+    """An address with its prefix length, ``10.244.1.1/24``. IPv6 ones skip duplicate detection."""
+
+    device: str
+    address: str
+    scope: Literal["global", "link", "host"] = "global"
+
+    @property
+    def key(self) -> Key:
+        return ("address", self.ns, self.device, self.address)
+
+
+class Neighbour(PlanObject, frozen=True, kw_only=True):
+    """A permanent ARP or NDP entry."""
+
+    device: str
+    address: str
+    mac: str
+
+    @property
+    def key(self) -> Key:
+        return ("neighbour", self.ns, self.device, self.address)
+
+
+class FdbEntry(PlanObject, frozen=True, kw_only=True):
+    """A permanent forwarding entry of a VXLAN device: frames to ``mac`` go to the VTEP at ``remote``."""
+
+    device: str
+    mac: str
+    remote: str
+
+    @property
+    def key(self) -> Key:
+        return ("fdb", self.ns, self.device, self.mac)
+
+
+class Route(PlanObject, frozen=True, kw_only=True):
+    """A route. ``destination`` is a CIDR, ``0.0.0.0/0`` and ``::/0`` included.
+
+    ``protocol`` is the number or name that the real component writes (rtnetlink(7), ``rtm_protocol``).
+    ``learned`` marks a route that a routing daemon must bring: it is waited for, never installed.
+    """
+
+    destination: str
+    via: str = ""
+    device: str = ""
+    type: Literal["unicast", "blackhole", "unreachable", "prohibit"] = "unicast"
+    scope: Literal["global", "link"] = "global"
+    protocol: Literal["boot", "kernel", "static", "bird", "felix"] = "boot"
+    onlink: bool = False
+    source: str = ""
+    metric: int = 0
+    mtu: int = 0
+    table: int = 254
+    learned: bool = False
+
+    @property
+    def key(self) -> Key:
+        return ("route", self.ns, self.table, self.destination, self.metric)
+
+
+class PolicyRule(PlanObject, frozen=True, kw_only=True):
+    """An entry of the routing policy database: which table a packet is looked up in."""
+
+    priority: int
+    table: int
+    family: Family = 4
+    source: str = ""
+    destination: str = ""
+    fwmark: int = 0
+    fwmask: int = 0
+    iif: str = ""
+
+    @property
+    def key(self) -> Key:
+        return ("rule", self.ns, self.family, self.priority, self.source, self.destination, self.fwmark, self.iif)
+
+
+class Sysctl(PlanObject, frozen=True, kw_only=True):
+    """A kernel parameter of the namespace. ``name`` is the path below ``/proc/sys``, with slashes,
+    as device names may hold dots: ``net/ipv4/conf/flannel.1/rp_filter``."""
+
+    name: str
+    value: str
+
+    @property
+    def key(self) -> Key:
+        return ("sysctl", self.ns, self.name)
+
+
+class Offloads(PlanObject, frozen=True, kw_only=True):
+    """Segmentation, receive and checksum offloads of a device, all off: frames are as on a wire."""
+
+    device: str
+
+    @property
+    def key(self) -> Key:
+        return ("offloads", self.ns, self.device)
+
+
+class Impairment(PlanObject, frozen=True, kw_only=True):
+    """What the egress of ``device`` does to packets. Zero means untouched.
+
+    Units: ``bandwidth`` in Mbit/s, ``delay`` and ``jitter`` in milliseconds, ``loss`` in per cent.
+    """
+
+    device: str
+    bandwidth: float = 0.0
+    delay: float = 0.0
+    jitter: float = 0.0
+    loss: float = 0.0
+
+    @property
+    def key(self) -> Key:
+        return ("impairment", self.ns, self.device)
+
+
+class Rule(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One iptables rule, as arguments after ``-A CHAIN``; ``why`` explains it.
+
+    Arguments are a sequence, never one string: nothing that a user gives can end a rule early. The
+    renderer quotes them for iptables-restore.
+    """
+
+    args: tuple[str, ...]
+    why: str = ""
+
+
+class Chain(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A chain with all its rules, in order."""
+
+    name: str
+    rules: tuple[Rule, ...] = ()
+
+
+class Jump(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A rule in a chain of the kernel's (``FORWARD``, ``POSTROUTING``), appended or put first."""
+
+    chain: str
+    rule: Rule
+    position: Literal["append", "insert"] = "append"
+
+
+class IptablesRules(PlanObject, frozen=True, kw_only=True):
+    """What one component owns in one iptables table: its chains, and the jumps to them."""
+
+    family: Family
+    table: Literal["filter", "nat", "mangle", "raw"]
+    owner: str
+    chains: tuple[Chain, ...]
+    jumps: tuple[Jump, ...] = ()
+
+    @property
+    def key(self) -> Key:
+        return ("iptables", self.ns, self.family, self.table, self.owner)
+
+
+class IpSet(PlanObject, frozen=True, kw_only=True):
+    """An ipset with its members, sorted."""
+
+    name: str
+    type: str
+    family: Family
+    members: tuple[str, ...]
+
+    @property
+    def key(self) -> Key:
+        return ("ipset", self.ns, self.name)
+
+
+class NftTable(PlanObject, frozen=True, kw_only=True):
+    """An nftables table as text: the body between the braces of ``table FAMILY NAME { ... }``."""
+
+    family: Literal["ip", "ip6", "inet", "netdev", "bridge", "arp"]
+    name: str
+    body: str
+
+    @property
+    def key(self) -> Key:
+        return ("nft", self.ns, self.family, self.name)
+
+
+class File(PlanObject, frozen=True, kw_only=True):
+    """A file in the node's private ``/etc`` or ``/run``."""
+
+    path: str
+    content: str
+    mode: int = 0o644
+
+    @property
+    def key(self) -> Key:
+        return ("file", self.ns, self.path)
+
+
+class Daemon(PlanObject, frozen=True, kw_only=True):
+    """A supervised process in a node, in the foreground.
+
+    ``files`` are the paths of the :class:`File` objects that it reads; when one changes, ``reload`` is
+    run, or the daemon is restarted if that is empty. It counts as ready once the Unix socket
+    ``ready_socket`` accepts connections (empty: as soon as it runs).
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    files: tuple[str, ...] = ()
+    reload: tuple[str, ...] = ()
+    ready_socket: str = ""
+
+    @property
+    def key(self) -> Key:
+        return ("daemon", self.ns, self.name)
+
+
+AnyObject: TypeAlias = (
+    Namespace
+    | Veth
+    | Bridge
+    | Vxlan
+    | BridgePort
+    | Address
+    | Neighbour
+    | FdbEntry
+    | Route
+    | PolicyRule
+    | Sysctl
+    | Offloads
+    | Impairment
+    | IptablesRules
+    | IpSet
+    | NftTable
+    | File
+    | Daemon
+)
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that a lab must hold.
+
+    Objects stand in fragments, one for the underlay, one a node, one a pod (``node/n1``,
+    ``pod/default/web-0``): adding a pod makes one new fragment, and the diff compares the others by
+    identity. Within a fragment, an object that appears later wins nothing: keys are unique in a plan.
+    """
+
+    style: str
+    topology: str
+    fragments: dict[str, tuple[AnyObject, ...]]
+
+    SCHEMA: ClassVar[str] = "cnilab.plan/v1"
+
+    def __iter__(self) -> Iterator[AnyObject]:  # type: ignore[override]
+        for objects in self.fragments.values():
+            yield from objects
+
+    def in_namespace(self, ns: str) -> Iterator[AnyObject]:
+        """The objects that namespace ``ns`` holds, in plan order."""
+        return (item for item in self if item.ns == ns)
