@@ -14,6 +14,9 @@ import msgspec
 from emulator.capture.model import Journey
 from emulator.traffic.model import Verdict
 
+RUN_SCHEMA = "cnilab.run/v1"
+"""What ``meta.json`` carries in ``schema``."""
+
 
 class Check(msgspec.Struct, frozen=True):
     """One expectation: as written, what was observed, and whether it holds."""
@@ -27,8 +30,9 @@ class FlowResult(msgspec.Struct, frozen=True, omit_defaults=True):
     """One flow of one scenario under one style.
 
     ``source`` and ``target`` are as the scenario names them, resolved to ``pod/default/a`` or an address in
-    ``source_ns`` and ``target_address``. ``times`` are round trips in microseconds. ``hook_passes`` counts, per namespace, how
-    often a packet of the flow (tunnel packets included) passed each netfilter hook: exact, from counters.
+    ``source_ns`` and ``target_address``. ``times`` are round trips in microseconds. ``hook_passes`` counts, per
+    namespace, how often a packet of the flow (tunnel packets included) passed each netfilter hook: exact, from
+    counters.
     """
 
     scenario: str
@@ -67,8 +71,8 @@ class FlowJourney(msgspec.Struct, frozen=True):
 
 
 class StyleMeta(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How one style ran. ``choices`` are the capability decisions (``netem`` or ``nft`` for loss, ...); ``labels`` are warnings
-    that every output must carry; ``error`` is set if the style could not run at all."""
+    """How one style ran. ``choices`` are the capability decisions (``netem`` or ``nft`` for loss, ...); ``labels``
+    are warnings that every output must carry; ``error`` is set if the style could not run at all."""
 
     style: str
     title: str

@@ -1,0 +1,202 @@
+"""The rows of a comparison: which properties of a flow are laid side by side, and how each is worded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from emulator.capture.model import Tunnel
+from emulator.compare.comparison import Cell, FlowColumn, Row, RowKind
+from emulator.compare.path import Path
+
+
+def rows_of(columns: Sequence[FlowColumn]) -> tuple[Row, ...]:
+    """The rows of one flow. Rows that are optional and empty in every column are left out."""
+    rows = []
+    for label, kind, optional, cell in _ROWS:
+        cells = tuple(cell(column) if column.result else Cell() for column in columns)
+        if optional and not any(item.value for item in cells):
+            continue
+        # A style that never ran has no value: that is an error with a banner of its own, not a difference.
+        values = {item.value for item, column in zip(cells, columns, strict=True) if column.result}
+        rows.append(Row(label, kind, cells, differs=kind == "exact" and len(values) > 1))
+    return tuple(rows)
+
+
+def short(ns: str) -> str:
+    """A namespace as people say it: ``node/n1`` -> ``n1``, ``pod/default/a`` -> ``a``."""
+    return ns.rpartition("/")[2]
+
+
+def encapsulation(tunnel: Tunnel) -> str:
+    """``VXLAN vni 1, UDP port 8472, +50 B``."""
+    parts = [tunnel.kind.upper() + (f" vni {tunnel.vni}" if tunnel.vni else "")]
+    if tunnel.target_port:
+        parts.append(f"UDP port {tunnel.target_port}")
+    return ", ".join([*parts, f"+{tunnel.overhead} B"])
+
+
+def microseconds(value: float) -> str:
+    """``12.1 µs``, ``1.24 ms``, ``2.10 s``."""
+    if value < 1000:
+        return f"{value:.1f} µs"
+    return f"{value / 1000:.2f} ms" if value < 1_000_000 else f"{value / 1_000_000:.2f} s"
+
+
+def _verdict(column: FlowColumn) -> Cell:
+    assert column.result
+    result = column.result
+    sent = result.sent or result.count
+    return Cell(result.verdict, f"{result.received} of {sent} answered")
+
+
+def _error(column: FlowColumn) -> Cell:
+    assert column.result
+    return Cell(column.result.detail)
+
+
+def _answered_by(column: FlowColumn) -> Cell:
+    assert column.result
+    return Cell(column.result.answered_by)
+
+
+def _arrived(column: FlowColumn) -> bool:
+    """Whether the request reached its receiver: an answer or a refusal came from there."""
+    return column.result is not None and column.result.verdict in ("delivered", "refused")
+
+
+def _traversals(column: FlowColumn) -> Cell:
+    if not column.path:
+        return Cell("not followed")
+    return Cell(str(column.path.traversals), " · ".join(f"{short(ns)} {n}" for ns, n in column.path.per_namespace))
+
+
+def _namespaces(column: FlowColumn) -> Cell:
+    return Cell(" → ".join(short(ns) for ns in column.path.namespaces) if column.path else "")
+
+
+def _routed(column: FlowColumn) -> Cell:
+    path = column.path
+    if not path:
+        return Cell()
+    outer = f"tunnel header: {path.outer_routed} more" if path.outer_routed else ""
+    return Cell(str(path.routed), outer)
+
+
+def _ttl(column: FlowColumn) -> Cell:
+    path = column.path
+    if not path:
+        return Cell()
+    if not _arrived(column):
+        return Cell("never arrived", f"last seen with {path.last_ttl}")
+    return Cell(str(path.last_ttl), f"sent with {path.first_ttl}")
+
+
+def _encapsulation(column: FlowColumn) -> Cell:
+    if not column.path:
+        return Cell()
+    return Cell(" then ".join(encapsulation(tunnel) for tunnel in column.path.encapsulations) or "none")
+
+
+def _encapsulation_bytes(column: FlowColumn) -> Cell:
+    if not column.path:
+        return Cell()
+    packets = column.encapsulated_packets
+    return Cell(f"{column.encapsulation_bytes} B", f"in {packets} of {column.packets} packets" if packets else "")
+
+
+def _source_seen(column: FlowColumn) -> Cell:
+    path, result = column.path, column.result
+    if not result or not _arrived(column):
+        return Cell("never arrived" if path else "")
+    seen = result.source_seen or (path.source_seen if path else "")
+    sent = path.source_sent if path else ""
+    return Cell(seen, f"rewritten from {sent}" if sent and seen and sent != seen else "")
+
+
+def _target_seen(column: FlowColumn) -> Cell:
+    path = column.path
+    if not path or not _arrived(column) or path.target_sent == path.target_seen:
+        return Cell()
+    return Cell(path.target_seen, f"rewritten from {path.target_sent}")
+
+
+def _mtu(column: FlowColumn) -> Cell:
+    assert column.result
+    return Cell(f"{column.result.pod_mtu} B" if column.result.pod_mtu else "")
+
+
+def _fragments(column: FlowColumn) -> Cell:
+    return Cell(str(column.fragments) if column.fragments else "")
+
+
+def _hook_passes(column: FlowColumn) -> Cell:
+    assert column.result
+    passes = column.result.hook_passes
+    if not passes:
+        return Cell()
+    totals = {ns: sum(hooks.values()) for ns, hooks in passes.items()}
+    value = " · ".join([str(sum(totals.values())), *(f"{short(ns)}: {n}" for ns, n in totals.items())])
+    detail = "; ".join(
+        f"{short(ns)}: " + ", ".join(f"{hook} {n}" for hook, n in hooks.items() if n) for ns, hooks in passes.items()
+    )
+    return Cell(value, detail)
+
+
+def _route(column: FlowColumn) -> Cell:
+    if not column.path:
+        return Cell()
+    routes = _first_per_namespace(column.path)
+    value = " · ".join(f"{short(ns)}: {component}" for ns, component, _ in routes)
+    return Cell(value or "no route: bridged", "; ".join(subject for _, _, subject in routes))
+
+
+def _first_per_namespace(path: Path) -> list[tuple[str, str, str]]:
+    found: dict[str, tuple[str, str, str]] = {}
+    for route in path.routes:
+        reason = route.reason
+        subject = f"{reason.subject} ({reason.why})" if reason.why else reason.subject
+        found.setdefault(route.ns, (route.ns, reason.component or "unknown", subject))
+    return list(found.values())
+
+
+def _one_way(column: FlowColumn) -> Cell:
+    return Cell(microseconds(column.one_way) if column.one_way is not None else "")
+
+
+def _round_trip(column: FlowColumn) -> Cell:
+    return Cell(microseconds(column.round_trip) if column.round_trip is not None else "")
+
+
+def _expectations(column: FlowColumn) -> Cell:
+    assert column.result
+    met, total = column.met
+    failed = "; ".join(f"{check.text}: observed {check.observed}" for check in column.result.checks if not check.met)
+    return Cell(f"{met} of {total}" if total else "", failed)
+
+
+def _captured(column: FlowColumn) -> Cell:
+    lost = column.style.lost if column.style else 0
+    return Cell(f"{column.packets} followed", f"capture lost {lost} packets" if lost else "none lost")
+
+
+_ROWS: tuple[tuple[str, RowKind, bool, Callable[[FlowColumn], Cell]], ...] = (
+    ("verdict", "exact", False, _verdict),
+    ("what came back", "exact", True, _error),
+    ("answered by", "exact", True, _answered_by),
+    ("device traversals", "exact", False, _traversals),
+    ("way", "exact", True, _namespaces),
+    ("routed hops", "exact", True, _routed),
+    ("TTL at the receiver", "exact", True, _ttl),
+    ("encapsulation on the wire", "exact", True, _encapsulation),
+    ("encapsulation, whole flow", "exact", True, _encapsulation_bytes),
+    ("source seen by the receiver", "exact", True, _source_seen),
+    ("destination rewritten to", "exact", True, _target_seen),
+    ("pod MTU, largest packet without fragments", "exact", True, _mtu),
+    ("fragments seen", "exact", True, _fragments),
+    ("netfilter hook passes", "exact", True, _hook_passes),
+    ("why the route exists", "exact", True, _route),
+    ("median one way", "noisy", True, _one_way),
+    ("median round trip", "noisy", True, _round_trip),
+    ("expectations met", "exact", True, _expectations),
+    ("packets followed", "capture", False, _captured),
+)
