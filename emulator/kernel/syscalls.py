@@ -6,6 +6,7 @@ Each raises OSError with the call and its object in the message, so that a failu
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,11 +31,16 @@ MS_BIND = 0x1000
 MS_REC = 0x4000
 MS_PRIVATE = 0x40000
 MS_SLAVE = 0x80000
+MS_SHARED = 0x100000
 MNT_DETACH = 0x2
 
 # sys/prctl.h
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
+
+# sys/socket.h, linux/sockios.h, net/if.h
+_AF_INET, _SOCK_DGRAM, _SOCK_CLOEXEC = 2, 2, 0x80000
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x1
 
 
 def _check(result: int, what: str) -> None:
@@ -79,6 +85,22 @@ def set_hostname(name: str) -> None:
     """sethostname(2) in the current UTS namespace."""
     data = name.encode()
     _check(_libc.sethostname(data, ctypes.c_size_t(len(data))), f"sethostname({name})")
+
+
+def link_up(device: str) -> None:
+    """Set a network device of the current namespace up, by the old ioctl: no netlink, no import of socket."""
+    fd = _libc.socket(_AF_INET, _SOCK_DGRAM | _SOCK_CLOEXEC, 0)
+    if fd < 0:
+        _check(fd, "socket(AF_INET)")
+    try:
+        request = bytearray(40)  # struct ifreq: 16 bytes of name, then the flags as a short
+        request[: len(device)] = device.encode()
+        fcntl.ioctl(fd, _SIOCGIFFLAGS, request)
+        flags = int.from_bytes(request[16:18], "little") | _IFF_UP
+        request[16:18] = flags.to_bytes(2, "little")
+        fcntl.ioctl(fd, _SIOCSIFFLAGS, bytes(request))
+    finally:
+        os.close(fd)
 
 
 @contextmanager
