@@ -1,0 +1,121 @@
+"""A machine's private view: its own network, mount and UTS namespace, with a private /run and /etc.
+
+::
+
+    lab process ──thread──▶ unshare(NET)  bind /run/netns/n1
+                            unshare(NS, UTS)
+                            /run   empty tmpfs            (locks, sockets, pid files of this machine only)
+                            /etc   overlay over the lab's (config files of this machine only)
+                            /sys   of this network namespace
+                            ──▶ Mininet's shell, started from here, inherits all of it
+
+The thread ends; the namespaces stay with the shell and with the descriptors of the handle.
+"""
+
+from __future__ import annotations
+
+import os
+
+from emulator.errors import SandboxError
+from emulator.kernel.namespaces import MachineHandle, bind
+from emulator.kernel.netns import NETNS_DIRECTORY
+from emulator.kernel.syscalls import (
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    CLONE_NEWUTS,
+    MS_BIND,
+    MS_NODEV,
+    MS_NOEXEC,
+    MS_NOSUID,
+    MS_PRIVATE,
+    MS_REC,
+    mount,
+    set_hostname,
+    umount,
+    unshare,
+)
+
+ETC_LAYERS = "/run/.etc"  # in the machine: upper and work directory of its /etc
+
+
+def become_machine(ns: str, hostname: str) -> MachineHandle:
+    """Turn this thread into a machine: new namespaces, named and mounted. Only for a thread that ends soon.
+
+    Raises SandboxError if the kernel refuses a namespace or a mount.
+    """
+    try:
+        unshare(CLONE_NEWNET)
+        bind(ns)
+        unshare(CLONE_NEWNS | CLONE_NEWUTS)
+        mount("", "/", flags=MS_REC | MS_PRIVATE)
+        _let_go_of_pods()
+        mount("tmpfs", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
+        _private_etc()
+        _own_sys()
+        set_hostname(hostname)
+        return MachineHandle(ns, *(_open(kind) for kind in ("net", "mnt", "uts")))
+    except OSError as error:
+        raise SandboxError(f"cannot make {ns}: {error}") from error
+
+
+def _open(kind: str) -> int:
+    return os.open(f"/proc/thread-self/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _let_go_of_pods() -> None:
+    """Unmount the copies of all namespace files: they would keep pods alive after they are removed."""
+    with open("/proc/thread-self/mounts", encoding="utf-8") as mounts:
+        targets = [line.split(" ")[1] for line in mounts]
+    for target in reversed(targets):
+        if target.startswith(NETNS_DIRECTORY + "/"):
+            umount(target)
+
+
+def _private_etc() -> None:
+    """Changes under /etc go to the machine's own tmpfs.
+
+    Where overlayfs is refused (user namespaces before Linux 5.11, some containers), /etc becomes a tmpfs of links
+    to the lab's files: new files can be made and files replaced all the same.
+    """
+    upper, work = f"{ETC_LAYERS}/upper", f"{ETC_LAYERS}/work"
+    os.makedirs(upper)
+    os.makedirs(work)
+    layers = f"lowerdir=/etc,upperdir={upper},workdir={work}"
+    for options in (layers, f"{layers},userxattr"):
+        try:
+            mount("overlay", "/etc", "overlay", MS_NOSUID | MS_NODEV, options)
+        except OSError:
+            continue
+        return
+    lower = f"{ETC_LAYERS}/lower"
+    os.mkdir(lower)
+    mount("/etc", lower, flags=MS_BIND | MS_REC)
+    mount("tmpfs", "/etc", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
+    for name in os.listdir(lower):
+        os.symlink(f"{lower}/{name}", f"/etc/{name}")
+
+
+def _own_sys() -> None:
+    """Show the devices of this network namespace under /sys/class/net."""
+    try:
+        mount("sysfs", "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    except OSError:
+        pass  # refused in a user namespace whose /sys is masked, as in containers: nothing of ours reads it
+
+
+def same_namespace(pid: int, handle: MachineHandle) -> bool:
+    """Whether a process lives in the machine, by its mount or network namespace."""
+    for kind, descriptor in (("net", handle.net), ("mnt", handle.mnt)):
+        try:
+            if os.stat(f"/proc/{pid}/ns/{kind}").st_ino == os.fstat(descriptor).st_ino:
+                return True
+        except OSError:
+            return False
+    return False
+
+
+def processes_of(handle: MachineHandle) -> list[int]:
+    """Every process that lives in the machine."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit() and same_namespace(int(name), handle)]
+
+
