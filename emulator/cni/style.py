@@ -24,8 +24,9 @@ class Style(Protocol):
     ``requires`` are the names of kernel features and programs that it cannot do without
     (``emulator.kernel.capabilities`` knows them).
 
-    The three parts are planned apart so that a change costs what it touches: ``pod`` may depend on nothing
-    but its arguments' own fields and the cluster's topology, since its result is kept while those are equal.
+    The three parts are planned apart so that a change costs what it touches. ``pod`` may depend on nothing
+    but its arguments' own fields and the cluster's topology, ``node`` on the topology, all nodes, and the
+    pods on its own node: their results are kept while those are equal (``emulator.plan.build``).
     """
 
     name: str

@@ -55,7 +55,8 @@ class Namespace(PlanObject, frozen=True, kw_only=True):
 class Veth(PlanObject, frozen=True, kw_only=True):
     """A virtual Ethernet pair: ``name`` in ``ns`` and ``peer`` in ``peer_ns``, both up.
 
-    An empty MAC leaves the choice to the kernel. ``peer_why`` explains the far end.
+    An empty MAC leaves the choice to the kernel. ``peer_why`` explains the far end. ``peer_mtu`` is the far
+    end's MTU in bytes where it differs from ``mtu`` (0: the same).
     """
 
     name: str
@@ -65,6 +66,7 @@ class Veth(PlanObject, frozen=True, kw_only=True):
     mac: str = ""
     peer_mac: str = ""
     peer_why: str = ""
+    peer_mtu: int = 0
 
     @property
     def key(self) -> Key:
@@ -353,15 +355,17 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     Objects stand in fragments, one for the underlay, one a node, one a pod (``node/n1``,
     ``pod/default/web-0``): adding a pod makes one new fragment, and the diff compares the others by
     identity. Within a fragment, an object that appears later wins nothing: keys are unique in a plan.
+    ``wire_accurate``: offloads are off on every device, so that frames are as on a wire.
     """
 
     style: str
     topology: str
     fragments: dict[str, tuple[AnyObject, ...]]
+    wire_accurate: bool = False
 
     SCHEMA: ClassVar[str] = "cnilab.plan/v1"
 
-    def __iter__(self) -> Iterator[AnyObject]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[AnyObject]:
         for objects in self.fragments.values():
             yield from objects
 

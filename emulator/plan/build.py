@@ -1,0 +1,146 @@
+"""A cluster and a style become a plan, in fragments: the underlay, one a node, one a pod.
+
+Fragments are what makes a change cheap. A fragment whose inputs are equal to those of the previous plan is
+taken over as it is, the same tuple, and the diff skips it by identity.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+from emulator.cluster.model import Cluster, Node, Pod
+from emulator.plan.model import AnyObject, Bridge, Key, Offloads, Plan, Veth, Vxlan
+from emulator.plan.underlay import underlay
+
+Fragment = tuple[AnyObject, ...]
+
+
+class Planner(Protocol):
+    """What a plan needs of a style (``emulator.cni.style.Style``)."""
+
+    name: str
+    mode: str
+
+    def node(self, cluster: Cluster, node: Node) -> Iterable[AnyObject]: ...
+
+    def pod(self, cluster: Cluster, node: Node, pod: Pod) -> Iterable[AnyObject]: ...
+
+
+def build(
+    cluster: Cluster,
+    style: Planner,
+    *,
+    wire_accurate: bool = False,
+    previous: tuple[Cluster, Plan] | None = None,
+) -> Plan:
+    """Everything that ``style`` puts into the namespaces of ``cluster``.
+
+    ``wire_accurate`` switches the offloads of every device off. ``previous`` is the cluster and plan of the step
+    before; fragments are reused from it if it is of the same style and accuracy. Raises nothing of its own: the
+    style's ``check`` comes first.
+    """
+    name = f"{style.name}:{style.mode}"
+    old: dict[str, Fragment] = {}
+    if previous is not None and previous[1].style == name and previous[1].wire_accurate == wire_accurate:
+        old = _reusable(previous[0], cluster, previous[1].fragments)
+
+    fragments: dict[str, Fragment] = {}
+    nodes = {node.name: node for node in cluster.nodes}
+
+    def take(key: str, objects: Iterable[AnyObject]) -> None:
+        made = tuple(objects)
+        fragments[key] = made + tuple(_offloads(made)) if wire_accurate else made
+
+    if "underlay" in old:
+        fragments["underlay"] = old["underlay"]
+    else:
+        take("underlay", underlay(cluster.topology))
+    for node in cluster.nodes:
+        key = f"node/{node.name}"
+        if key in old:
+            fragments[key] = old[key]
+        else:
+            take(key, style.node(cluster, node))
+    for pod in cluster.pods:
+        if pod.host_network:
+            continue
+        key = f"pod/{pod.key}"
+        if key in old:
+            fragments[key] = old[key]
+        else:
+            take(key, style.pod(cluster, nodes[pod.node], pod))
+
+    plan = Plan(style=name, topology=cluster.topology.name, fragments=fragments, wire_accurate=wire_accurate)
+    assert not (clashes := [] if old else duplicates(plan)), f"two objects of one key in {name}: {clashes[0]}"
+    return plan
+
+
+def duplicates(plan: Plan) -> list[tuple[AnyObject, AnyObject]]:
+    """The pairs of objects that claim the same key, or the same device (a veth's far end counts)."""
+    seen: dict[Key, AnyObject] = {}
+    clashes: list[tuple[AnyObject, AnyObject]] = []
+    for item in plan:
+        keys = [item.key]
+        if isinstance(item, Veth):
+            keys.append(("link", item.peer_ns, item.peer))
+        for key in keys:
+            if key in seen:
+                clashes.append((seen[key], item))
+            seen[key] = item
+    return clashes
+
+
+def _reusable(before: Cluster, now: Cluster, fragments: dict[str, Fragment]) -> dict[str, Fragment]:
+    """The fragments of the previous plan whose inputs have not changed."""
+    if before.topology is not now.topology and before.topology != now.topology:
+        return {}
+    keep = {"underlay"}
+    old_nodes = {node.name: node for node in before.nodes}
+    new_nodes = {node.name: node for node in now.nodes}
+    old_pods = {pod.key: pod for pod in before.pods}
+    same_node = {name for name, node in new_nodes.items() if _equal(old_nodes.get(name), node)}
+    changed_nodes: set[str] = set()
+    for pod in now.pods:
+        if not _equal(old_pods.get(pod.key), pod):
+            changed_nodes.add(pod.node)
+        elif pod.node in same_node:
+            keep.add(f"pod/{pod.key}")
+    if before.nodes == now.nodes:
+        old_names = _names_by_node(before)
+        new_names = _names_by_node(now)
+        keep |= {
+            f"node/{name}"
+            for name in new_nodes
+            if name not in changed_nodes and old_names.get(name) == new_names.get(name)
+        }
+    return {key: fragment for key, fragment in fragments.items() if key in keep}
+
+
+def _equal(old: object, new: object) -> bool:
+    return old is new or old == new
+
+
+def _names_by_node(cluster: Cluster) -> dict[str, list[str]]:
+    names: defaultdict[str, list[str]] = defaultdict(list)
+    for pod in cluster.pods:
+        names[pod.node].append(pod.key)
+    return names
+
+
+def _offloads(objects: Iterable[AnyObject]) -> Iterator[Offloads]:
+    for item in objects:
+        if isinstance(item, (Veth, Bridge, Vxlan)):
+            yield _off(item.ns, item.name)
+        if isinstance(item, Veth):
+            yield _off(item.peer_ns, item.peer)
+
+
+def _off(ns: str, device: str) -> Offloads:
+    return Offloads(
+        ns=ns,
+        device=device,
+        component="cnilab",
+        why="wire-accurate: captures show the frames that a wire would carry, not the kernel's super-packets",
+    )
