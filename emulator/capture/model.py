@@ -12,11 +12,16 @@ from typing import Literal
 import msgspec
 
 Direction = Literal["in", "out"]
+Kind = Literal["packet", "neighbour", "error", "fragment"]
 
 
 class Event(msgspec.Struct, frozen=True):
     """``time`` in ns since the epoch; ``frame`` the captured bytes from the Ethernet header on (perhaps cut at
-    the snap length), ``length`` its size in bytes on the wire. ``direction`` as the namespace sees it."""
+    the snap length), ``length`` its size in bytes on the wire. ``direction`` as the namespace sees it.
+
+    ``promiscuous``: the frame came in although it is addressed to another machine, as on every bridge port.
+    ``packet_id`` and ``comment`` are what the file says of the packet, if anything.
+    """
 
     time: int
     ns: str
@@ -24,10 +29,16 @@ class Event(msgspec.Struct, frozen=True):
     direction: Direction
     frame: bytes
     length: int
+    promiscuous: bool = False
+    packet_id: int = 0
+    comment: str = ""
 
 
 class Tunnel(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The outer headers of an encapsulated packet. ``kind`` is ``vxlan`` (``ipip``, ... later); ``overhead`` in bytes."""
+    """The outer headers of an encapsulated packet.
+
+    ``kind`` is ``vxlan``, ``ipip``, ``sit`` or ``ip6tnl``; ``overhead`` in bytes.
+    """
 
     kind: str
     source: str
@@ -46,8 +57,12 @@ class Tunnel(msgspec.Struct, frozen=True, omit_defaults=True):
 class Packet(msgspec.Struct, frozen=True, omit_defaults=True):
     """The headers that matter, innermost packet first; ``tunnel`` holds the outer ones.
 
-    ``protocol`` is ``arp``, ``icmp``, ``icmpv6``, ``tcp``, ``udp``, ... or the IP protocol number as text. ``length`` is
-    the whole frame in bytes, ``payload`` the L4 payload in bytes. Fields that the protocol lacks stay at zero.
+    ``protocol`` is ``arp``, ``icmp``, ``icmpv6``, ``tcp``, ``udp``, ... or the IP protocol number as text. ``length``
+    is the whole frame in bytes, tunnel included; ``payload`` the L4 payload in bytes, as the headers state it.
+    ``digest`` is a CRC of that payload as far as it was captured. Fields that the protocol lacks stay at zero.
+
+    ARP fills ``source`` and ``target`` with the sender's and the target's protocol address and ``arp_operation``
+    (1 request, 2 reply). An ICMP error holds the packet that it is about in ``quoted``, as far as it is quoted.
     """
 
     source_mac: str
@@ -76,6 +91,10 @@ class Packet(msgspec.Struct, frozen=True, omit_defaults=True):
     digest: int = 0
     summary: str = ""
     tunnel: Tunnel | None = None
+    vlan: int = 0
+    flow_label: int = 0
+    arp_operation: int = 0
+    quoted: Packet | None = None
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -108,7 +127,17 @@ class Hop(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Journey(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One packet from its first to its last hop. ``id`` is also the ``epb_packetid`` in the pcapng."""
+    """One packet from its first to its last hop. ``id`` is also the ``epb_packetid`` in the pcapng.
+
+    ``kind`` tells apart what is not a payload packet: ``neighbour`` (ARP, NDP, MLD: link-local housekeeping, often
+    flooded, so that its hops form a tree), ``error`` (an ICMP error; ``about`` is the id of the journey of the packet
+    that it quotes, 0 for none) and ``fragment`` (``about`` is the id of the journey of the datagram's first fragment,
+    its own for that one).
+    ``verdict`` says in words how it ended, if that was asked for.
+    """
 
     id: int
     hops: tuple[Hop, ...]
+    kind: Kind = "packet"
+    about: int = 0
+    verdict: str = ""
