@@ -59,6 +59,7 @@ class Sandbox:
         directory: str | Path | None = None,
         env: Mapping[str, str] | None = None,
         pass_fds: Sequence[int] = (),
+        stdin: int | IO[Any] | None = subprocess.DEVNULL,
         stdout: int | IO[Any] | None = None,
         stderr: int | IO[Any] | None = None,
         progress: Callable[[str], None] | None = None,
@@ -91,7 +92,7 @@ class Sandbox:
             return Launcher.from_popen(
                 subprocess.Popen(
                     command,
-                    stdin=subprocess.DEVNULL,
+                    stdin=stdin,
                     stdout=stdout,
                     stderr=stderr,
                     env=env,
