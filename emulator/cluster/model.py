@@ -126,6 +126,8 @@ class Pod(msgspec.Struct, frozen=True, omit_defaults=True):
     """A pod on its node, with its addresses (no prefix length).
 
     ``addresses`` are the node's own for ``host_network`` pods, which have no namespace of their own.
+    ``owner`` is ``ReplicaSet/web-6d4b75cb6d``, ``StatefulSet/db``, ``DaemonSet/agent``, ``Topology`` for pods of
+    a topology's ``pods: N``, and empty for a Pod that was given as such. ``hostname`` is what the pod calls itself.
     """
 
     namespace: str
@@ -155,7 +157,8 @@ class Pod(msgspec.Struct, frozen=True, omit_defaults=True):
 class Node(msgspec.Struct, frozen=True, omit_defaults=True):
     """A Kubernetes node. ``addresses`` are its InternalIPs; ``pod_ranges`` the CIDRs that its pods are in.
 
-    ``device`` is the interface that holds ``addresses`` (the one of the default route), ``mtu`` its MTU.
+    ``device`` is the interface that holds ``addresses`` (the one of the default route), ``mtu`` its MTU;
+    ``subnets`` are the underlay subnets that they are from, in the same order.
     """
 
     name: str
@@ -177,7 +180,8 @@ class Cluster(msgspec.Struct, frozen=True):
     """Everything that a CNI style, a proxy or a policy enforcer needs to know.
 
     ``objects`` are the Kubernetes objects of all other kinds, as given (``kind``, ``metadata``, ``spec``),
-    for those who consume them; ``namespaces`` maps each namespace to its labels.
+    for those who consume them; ``namespaces`` maps each namespace to its labels. ``made`` counts the pods that
+    each ReplicaSet and DaemonSet (``namespace/Kind/name``) has named so far, so that a replacement gets a new name.
     """
 
     topology: Topology
@@ -185,6 +189,7 @@ class Cluster(msgspec.Struct, frozen=True):
     pods: tuple[Pod, ...]
     namespaces: dict[str, dict[str, str]]
     objects: tuple[dict[str, Any], ...] = ()
+    made: dict[str, int] = {}
 
     def node(self, name: str) -> Node:
         """The node of that name; KeyError if there is none."""

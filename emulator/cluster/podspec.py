@@ -1,0 +1,103 @@
+"""The parts of Kubernetes workloads that decide what the network looks like.
+
+Field names are Kubernetes' own, so that the structs read like the API reference. All else in an object
+is skipped here; :mod:`emulator.cluster.manifests` has checked it against the full schema before.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from emulator.cluster.model import Container, ContainerPort
+
+
+class PortSpec(msgspec.Struct, frozen=True):
+    """v1 ContainerPort."""
+
+    containerPort: int = 0
+    protocol: str | None = None
+    name: str | None = None
+    hostPort: int | None = None
+
+
+class EnvSpec(msgspec.Struct, frozen=True):
+    """v1 EnvVar with a literal value."""
+
+    name: str = ""
+    value: str | None = None
+
+
+class ContainerSpec(msgspec.Struct, frozen=True):
+    """v1 Container."""
+
+    name: str = ""
+    ports: list[PortSpec] | None = None
+    command: list[str] | None = None
+    args: list[str] | None = None
+    env: list[EnvSpec] | None = None
+    restartPolicy: str | None = None
+
+
+class PodSpec(msgspec.Struct, frozen=True):
+    """v1 PodSpec."""
+
+    containers: list[ContainerSpec] | None = None
+    initContainers: list[ContainerSpec] | None = None
+    nodeName: str | None = None
+    nodeSelector: dict[str, str] | None = None
+    affinity: dict[str, Any] | None = None
+    hostNetwork: bool | None = None
+    hostname: str | None = None
+    subdomain: str | None = None
+    serviceAccountName: str | None = None
+
+
+class Meta(msgspec.Struct, frozen=True):
+    """v1 ObjectMeta."""
+
+    name: str = ""
+    namespace: str | None = None
+    labels: dict[str, str] | None = None
+    annotations: dict[str, str] | None = None
+
+
+class Template(msgspec.Struct, frozen=True):
+    """v1 PodTemplateSpec; a Pod object has the same two fields."""
+
+    metadata: Meta | None = None
+    spec: PodSpec | None = None
+
+
+class WorkloadSpec(msgspec.Struct, frozen=True):
+    """The spec of Deployment, ReplicaSet, StatefulSet and DaemonSet."""
+
+    template: Template
+    replicas: int | None = None
+    serviceName: str | None = None
+    ordinals: dict[str, int] | None = None
+
+
+class Workload(msgspec.Struct, frozen=True):
+    """Deployment, ReplicaSet, StatefulSet or DaemonSet."""
+
+    metadata: Meta
+    spec: WorkloadSpec
+
+
+def containers(spec: PodSpec) -> tuple[Container, ...]:
+    """The containers that run for the pod's whole life: the main ones and restartable init containers."""
+    sidecars = [one for one in spec.initContainers or () if one.restartPolicy == "Always"]
+    return tuple(_container(one) for one in [*sidecars, *(spec.containers or ())])
+
+
+def _container(spec: ContainerSpec) -> Container:
+    ports = tuple(
+        ContainerPort(port.containerPort, port.protocol or "TCP", port.name or "", port.hostPort or 0)  # type: ignore[arg-type]
+        for port in spec.ports or ()
+    )
+    # args alone are arguments of the image's entry point, which is not here: our server answers instead
+    command = (*spec.command, *(spec.args or ())) if spec.command else ()
+    env = tuple((one.name, one.value or "") for one in spec.env or ())
+    return Container(spec.name, ports, command, env)

@@ -1,0 +1,442 @@
+"""From the entries of a topology file to machines with devices, addresses and routes.
+
+A *segment* is what shares a broadcast domain: switches that are cabled together, or a cable between two
+machines. Addresses are chosen per segment: explicit ones first, then routers from .1, nodes from .11,
+hosts from .101. IPv6 host parts show the same decimal digits (``::11`` is the eleventh node's sibling of
+``.11``, though its digits are hexadecimal to the kernel).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from emulator.cluster import validation
+from emulator.cluster.model import Interface, LinkQuality, Machine, StaticRoute, Switch, SwitchPort, Topology
+from emulator.cluster.topology_file import (
+    DEVICE_MAX,
+    MTU_MIN_IPV6,
+    PORTS_MAX,
+    RESERVED_DEVICES,
+    ZONE_LABEL,
+    Faults,
+    HostEntry,
+    LinkEntry,
+    NodeEntry,
+    RouterEntry,
+    SwitchEntry,
+    TopologyFile,
+    overlap,
+)
+from emulator.cluster.topology_routes import Leg, machine_routes
+from emulator.cluster.validation import IPAddress, Network
+
+# Where each kind's host numbers start in a segment
+FIRST_HOST_NUMBER = {"router": 1, "node": 11, "host": 101}
+DEFAULT_MTU = 1500  # bytes: Ethernet
+
+MachineEntry = NodeEntry | RouterEntry | HostEntry
+
+
+@dataclass
+class _Segment:
+    """A broadcast domain. ``taken`` maps each address in it to the machine that has it."""
+
+    name: str
+    cidrs: list[Network]
+    taken: dict[IPAddress, str] = field(default_factory=dict)
+    ends: list[_End] = field(default_factory=list)
+
+
+@dataclass
+class _End:
+    """A machine's end of a cable. ``device`` and ``addresses`` are filled in as they are decided."""
+
+    machine: str
+    kind: str
+    peer: str
+    mtu: int
+    quality: LinkQuality
+    segment: _Segment
+    wanted: list[str]
+    subject: str
+    path: str
+    device: str = ""
+    peer_device: str = ""
+    addresses: list[tuple[IPAddress, Network]] = field(default_factory=list)
+
+
+@dataclass
+class _Port:
+    """A switch's end of a cable."""
+
+    switch: str
+    device: str
+    machine: str
+    machine_device: str
+    quality: LinkQuality
+    mtu: int
+
+
+@dataclass(frozen=True)
+class _Cable:
+    link: LinkEntry
+    subject: str
+    path: str
+
+
+def resolve(file: TopologyFile, faults: Faults) -> Topology | None:
+    """The topology of ``file``, or None with the reasons in ``faults``."""
+    return _Resolver(file, faults).resolve()
+
+
+class _Resolver:
+    """Working state of one resolution: the tables that the steps fill in turn."""
+
+    def __init__(self, file: TopologyFile, faults: Faults) -> None:
+        self.file = file
+        self.faults = faults
+        self.entries: dict[str, tuple[str, MachineEntry]] = {}
+        for kind, entries in (("node", file.nodes), ("router", file.routers), ("host", file.hosts)):
+            self.entries |= {entry.name: (kind, entry) for entry in entries}
+        self.switches = {switch.name: switch for switch in file.switches}
+        self.segments: list[_Segment] = []
+        self.ends: dict[str, list[_End]] = {name: [] for name in self.entries}
+        self.ports: dict[str, list[_Port]] = {name: [] for name in self.switches}
+        self.devices: set[str] = {*self.switches, *RESERVED_DEVICES}
+
+    def resolve(self) -> Topology | None:
+        cables = [cable for cable in self._cables() if self._both_ends_exist(cable)]
+        if self.faults.problems:
+            return None
+        segment_of = self._switch_segments(cables)
+        for cable in cables:
+            self._lay(cable, segment_of)
+        self._check_machines_and_ports()
+        self._check_ranges()
+        if self.faults.problems:
+            return None
+        for segment in self.segments:
+            self._assign_addresses(segment)
+        if self.faults.problems:
+            return None
+        machines = self._machines()
+        return None if self.faults.problems else self._topology(machines)
+
+    def _cables(self) -> Iterator[_Cable]:
+        """The links, those in the short form ``switch:`` first."""
+        for kind, field_, entries in (
+            ("router", "routers", self.file.routers),
+            ("node", "nodes", self.file.nodes),
+            ("host", "hosts", self.file.hosts),
+        ):
+            for index, entry in enumerate(entries):
+                if entry.switch:
+                    link = LinkEntry(from_=entry.name, to=entry.switch, addresses=entry.addresses)
+                    yield _Cable(link, f"{kind} {entry.name}", f"{field_}[{index}].switch")
+        for index, link in enumerate(self.file.links):
+            yield _Cable(link, f"link {link.from_}–{link.to}", f"links[{index}]")
+
+    def _both_ends_exist(self, cable: _Cable) -> bool:
+        link, known = cable.link, [*self.switches, *self.entries]
+        before = len(self.faults.problems)
+        short = not cable.path.startswith("links")
+        for name, field_ in ((link.from_, "from"), (link.to, "to")):
+            path = cable.path if short else f"{cable.path}.{field_}"
+            what = "switch" if short else "switch, node, router or host"
+            if name not in (self.switches if short and field_ == "to" else known):
+                reason = f"there is no {what} of this name" + _near(name, [*self.switches] if short else known)
+                self.faults.add(cable.subject, path, validation.invalid(name, reason))
+        if link.from_ == link.to:
+            self.faults.add(cable.subject, cable.path, "both ends are the same")
+        if len(self.faults.problems) > before:
+            return False
+        touches_switch = link.from_ in self.switches or link.to in self.switches
+        both_switches = link.from_ in self.switches and link.to in self.switches
+        if touches_switch and link.cidrs:
+            self.faults.add(
+                cable.subject, f"{cable.path}.cidrs", "belong to the switch; only a link of two machines has its own"
+            )
+        if touches_switch and link.peer_addresses:
+            self.faults.add(cable.subject, f"{cable.path}.peerAddresses", "a switch has no addresses")
+        if both_switches and link.addresses:
+            self.faults.add(cable.subject, f"{cable.path}.addresses", "a switch has no addresses")
+        return len(self.faults.problems) == before
+
+    def _switch_segments(self, cables: list[_Cable]) -> dict[str, _Segment]:
+        """The segment of each switch; a ring of switches would flood for ever and is refused."""
+        group = {name: name for name in self.switches}
+
+        def root(name: str) -> str:
+            while group[name] != name:
+                name = group[name]
+            return name
+
+        for cable in cables:
+            one, other = cable.link.from_, cable.link.to
+            if one in self.switches and other in self.switches:
+                if root(one) == root(other):
+                    self.faults.add(cable.subject, cable.path, "closes a loop of switches, which run no spanning tree")
+                else:
+                    group[root(other)] = root(one)
+        segments: dict[str, _Segment] = {}
+        for name, switch in self.switches.items():
+            segment = segments.setdefault(root(name), _Segment(f"switch {root(name)}", []))
+            for text in switch.cidrs:
+                cidr = validation.parse_cidr(text)
+                if cidr not in segment.cidrs:
+                    segment.cidrs.append(cidr)
+        self.segments += segments.values()
+        return {name: segments[root(name)] for name in self.switches}
+
+    def _lay(self, cable: _Cable, segment_of: dict[str, _Segment]) -> None:
+        link = cable.link
+        switch_mtus = [self.switches[name].mtu for name in (link.from_, link.to) if name in self.switches]
+        mtu = min([*([link.mtu] if link.mtu is not None else []), *switch_mtus], default=DEFAULT_MTU)
+        if not switch_mtus:
+            segment = _Segment(cable.subject, [validation.parse_cidr(text) for text in link.cidrs])
+            self.segments.append(segment)
+            one = self._end(cable, link.from_, link.to, mtu, segment, link.addresses, "addresses")
+            other = self._end(cable, link.to, link.from_, mtu, segment, link.peer_addresses, "peerAddresses")
+            one.peer_device, other.peer_device = other.device, one.device
+        elif len(switch_mtus) == 2:
+            one_device, other_device = self._port_name(link.from_, link.to), self._port_name(link.to, link.from_)
+            self._port(link.from_, one_device, link.to, other_device, link.quality, mtu)
+            self._port(link.to, other_device, link.from_, one_device, link.quality, mtu)
+        else:
+            switch, machine = (link.from_, link.to) if link.from_ in self.switches else (link.to, link.from_)
+            end = self._end(cable, machine, switch, mtu, segment_of[switch], link.addresses, "addresses")
+            end.peer_device = self._port_name(switch, machine)
+            self._port(switch, end.peer_device, machine, end.device, link.quality, mtu)
+        families = {
+            cidr.version
+            for cidr in (
+                segment_of[link.from_ if link.from_ in self.switches else link.to].cidrs
+                if switch_mtus
+                else segment.cidrs
+            )
+        }
+        if 6 in families and mtu < MTU_MIN_IPV6:
+            self.faults.add(
+                cable.subject,
+                f"{cable.path}.mtu",
+                validation.invalid(mtu, f"must be at least {MTU_MIN_IPV6}: the segment has IPv6"),
+            )
+
+    def _end(
+        self, cable: _Cable, machine: str, peer: str, mtu: int, segment: _Segment, wanted: list[str], field_: str
+    ) -> _End:
+        path = cable.path.removesuffix(".switch") + f".{field_}"
+        end = _End(
+            machine, self.entries[machine][0], peer, mtu, cable.link.quality, segment, wanted, cable.subject, path
+        )
+        end.device = f"eth{len(self.ends[machine])}"
+        self.ends[machine].append(end)
+        segment.ends.append(end)
+        return end
+
+    def _port(
+        self, switch: str, device: str, machine: str, machine_device: str, quality: LinkQuality, mtu: int
+    ) -> None:
+        self.ports[switch].append(_Port(switch, device, machine, machine_device, quality, mtu))
+
+    def _port_name(self, switch: str, machine: str) -> str:
+        # A dot in a device name breaks its sysctl path (net.ipv4.conf.<device>.forwarding)
+        wanted = f"{switch}-{machine}".replace(".", "-")
+        name, attempt = wanted, 0
+        while len(name) > DEVICE_MAX or name in self.devices:
+            digest = hashlib.sha256(f"{switch}/{machine}/{attempt}".encode()).hexdigest()[:4]
+            name, attempt = f"{wanted[: DEVICE_MAX - 5]}-{digest}", attempt + 1
+        self.devices.add(name)
+        return name
+
+    def _check_machines_and_ports(self) -> None:
+        for name, (kind, _) in self.entries.items():
+            if not self.ends[name]:
+                self.faults.add(f"{kind} {name}", "", "is not linked to anything: give it a switch or a link")
+        for switch, ports in self.ports.items():
+            if len(ports) > PORTS_MAX:
+                self.faults.add(f"switch {switch}", "", f"has {len(ports)} ports, a Linux bridge takes {PORTS_MAX}")
+        for segment in self.segments:
+            if segment.ends and not segment.cidrs:
+                path = (
+                    "cidrs"
+                    if segment.name.startswith("switch ")
+                    else f"{segment.ends[0].path.rpartition('.')[0]}.cidrs"
+                )
+                self.faults.add(segment.name, path, validation.required("the machines on it need addresses"))
+
+    def _check_ranges(self) -> None:
+        """No two of pod, service and segment CIDRs overlap; service families are pod families."""
+        pods = [validation.parse_cidr(text) for text in self.file.pod_cidrs]
+        services = [validation.parse_cidr(text) for text in self.file.service_cidrs]
+        ranges = [("podCIDRs", cidr) for cidr in pods] + [("serviceCIDRs", cidr) for cidr in services]
+        ranges += [(segment.name, cidr) for segment in self.segments for cidr in segment.cidrs]
+        for index, (name, cidr) in enumerate(ranges):
+            for other_name, other in ranges[:index]:
+                if overlap(cidr, other):
+                    self.faults.add("", name, validation.invalid(str(cidr), f"overlaps {other} of {other_name}"))
+        for cidr in services:
+            if cidr.version not in {pod.version for pod in pods}:
+                self.faults.add(
+                    "",
+                    "serviceCIDRs",
+                    validation.invalid(str(cidr), f"there is no IPv{cidr.version} range in podCIDRs"),
+                )
+
+    def _assign_addresses(self, segment: _Segment) -> None:
+        for end in segment.ends:
+            for index, text in enumerate(end.wanted):
+                self._take_explicit(segment, end, text, f"{end.path}[{index}]")
+        for kind in FIRST_HOST_NUMBER:
+            for cidr in segment.cidrs:
+                number = FIRST_HOST_NUMBER[kind]
+                for end in segment.ends:
+                    if end.kind != kind or any(network == cidr for _, network in end.addresses):
+                        continue
+                    address, number = _next_free(cidr, number, segment.taken)
+                    if address is None:
+                        self.faults.add(
+                            segment.name, "cidrs", f"{cidr} has no free address left for {kind} {end.machine}"
+                        )
+                        return
+                    segment.taken[address] = end.machine
+                    end.addresses.append((address, cidr))
+        for end in segment.ends:
+            end.addresses.sort(key=lambda pair: segment.cidrs.index(pair[1]))
+
+    def _take_explicit(self, segment: _Segment, end: _End, text: str, path: str) -> None:
+        base, _, length = text.partition("/")
+        address = ipaddress.ip_address(base)
+        cidr = next((cidr for cidr in segment.cidrs if address in cidr), None)
+        if cidr is None:
+            cidrs = ", ".join(map(str, segment.cidrs))
+            reason = f"is outside the segment ({cidrs})"
+        elif length and int(length) != cidr.prefixlen:
+            reason = f"the segment is {cidr}: leave the prefix length out"
+        elif not _usable(address, cidr):
+            reason = f"is the network or broadcast address of {cidr}"
+        elif address in segment.taken:
+            reason = f"{segment.taken[address]} has this address"
+        else:
+            segment.taken[address] = end.machine
+            end.addresses.append((address, cidr))
+            return
+        self.faults.add(end.subject, path, validation.invalid(text, reason))
+
+    def _machines(self) -> list[Machine]:
+        """All machines in the order nodes, routers, hosts, each in the file's order."""
+        legs = [
+            Leg(end.machine, end.kind, end.device, address, cidr)
+            for ends in self.ends.values()
+            for end in ends
+            for address, cidr in end.addresses
+        ]
+        routes = machine_routes(self.entries, legs, self.faults, [*map(validation.parse_cidr, self.file.pod_cidrs)])
+        macs: set[str] = set()
+        return [self._machine(name, kind, entry, routes[name], macs) for name, (kind, entry) in self.entries.items()]
+
+    def _machine(
+        self, name: str, kind: str, entry: MachineEntry, routes: tuple[StaticRoute, ...], macs: set[str]
+    ) -> Machine:
+        interfaces = tuple(
+            Interface(
+                name=end.device,
+                mac=_mac(name, end.device, macs),
+                addresses=tuple(f"{address}/{cidr.prefixlen}" for address, cidr in end.addresses),
+                mtu=end.mtu,
+                peer=end.peer,
+                peer_device=end.peer_device,
+                quality=end.quality,
+            )
+            for end in self.ends[name]
+        )
+        if isinstance(entry, NodeEntry):
+            labels = {
+                "kubernetes.io/arch": "amd64",
+                "kubernetes.io/hostname": name,
+                "kubernetes.io/os": "linux",
+                **({ZONE_LABEL: entry.zone} if entry.zone else {}),
+                **entry.labels,
+            }
+            return Machine(name, "node", interfaces, routes, labels, pods=entry.pods or 0, asn=entry.asn)
+        if isinstance(entry, RouterEntry):
+            return Machine(name, "router", interfaces, routes, asn=entry.asn)
+        return Machine(name, "host", interfaces, routes, ports=tuple(entry.ports))
+
+    def _topology(self, machines: list[Machine]) -> Topology:
+        switches = tuple(
+            Switch(
+                name=name,
+                ports=tuple(
+                    SwitchPort(p.device, p.machine, p.machine_device, p.quality, p.mtu) for p in self.ports[name]
+                ),
+                cidrs=tuple(switch.cidrs),
+                mtu=switch.mtu,
+            )
+            for name, switch in self.switches.items()
+        )
+        node_cidrs = [
+            str(cidr)
+            for segment in self.segments
+            if any(end.kind == "node" for end in segment.ends)
+            for cidr in segment.cidrs
+        ]
+        return Topology(
+            name=self.file.name,
+            machines=tuple(machines),
+            switches=switches,
+            pod_cidrs=tuple(_canonical(self.file.pod_cidrs)),
+            service_cidrs=tuple(_canonical(self.file.service_cidrs)),
+            node_cidrs=tuple(node_cidrs),
+        )
+
+
+def _canonical(cidrs: list[str]) -> Iterator[str]:
+    return (str(validation.parse_cidr(text)) for text in cidrs)
+
+
+def _near(name: str, known: list[str]) -> str:
+    from emulator.cluster.decode import near
+
+    return near(name, known)
+
+
+def _usable(address: IPAddress, cidr: Network) -> bool:
+    """Neither network nor broadcast address; in IPv6 not the subnet-router anycast address (RFC 4291, 2.6.1)."""
+    if cidr.max_prefixlen - cidr.prefixlen <= 1:
+        return True
+    return address != cidr.network_address and (cidr.version == 6 or address != cidr.broadcast_address)
+
+
+def _next_free(cidr: Network, number: int, taken: dict[IPAddress, str]) -> tuple[IPAddress | None, int]:
+    """The first free address from host ``number`` on, or from the start of a small or crowded segment."""
+    size = cidr.num_addresses
+    base = int(cidr.network_address)
+    make = type(cidr.network_address)
+    while (offset := number if cidr.version == 4 else int(str(number), 16)) < size:
+        address = make(base + offset)
+        number += 1
+        if _usable(address, cidr) and address not in taken:
+            return address, number
+    # len(taken) + 3 candidates always hold a free one, if there is any: all taken ones, network and broadcast
+    for offset in range(min(size, len(taken) + 3)):
+        address = make(base + offset)
+        if _usable(address, cidr) and address not in taken:
+            return address, number
+    return None, number
+
+
+def _mac(machine: str, device: str, macs: set[str]) -> str:
+    """A locally administered unicast address (bit 0x02 of the first byte set, bit 0x01 clear), stable over runs."""
+    attempt = 0
+    while True:
+        digest = hashlib.sha256(f"{machine}/{device}/{attempt}".encode()).digest()
+        mac = ":".join(f"{byte:02x}" for byte in (0x02, *digest[:5]))
+        if mac not in macs:
+            macs.add(mac)
+            return mac
+        attempt += 1

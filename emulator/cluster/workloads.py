@@ -1,0 +1,197 @@
+"""What each Kubernetes workload wants to run: names, labels and number of its pods.
+
+Names look as the controllers make them: ``web-<template hash>-<random>`` for Deployments, ``db-0`` for
+StatefulSets, ``agent-<random>`` for DaemonSets. What is random there is a hash here, so that the same
+input gives the same names, and a counter in the hash gives a replacement another name than its
+predecessor's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from emulator.cluster.model import Topology
+from emulator.cluster.podspec import ContainerSpec, Meta, PodSpec, PortSpec, Template, Workload, WorkloadSpec
+from emulator.errors import ManifestError, Problem
+
+# No vowels and no 0, 1, 3: k8s.io/apimachinery/pkg/util/rand, so that no word comes out
+SAFE_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
+GENERATED_MAX = 58  # bytes of a generated name before its five random characters (apiserver names/generate.go)
+
+WORKLOADS = frozenset(("Pod", "Deployment", "ReplicaSet", "StatefulSet", "DaemonSet"))
+
+TOPOLOGY_OWNER = "Topology"
+TOPOLOGY_PORT = 80  # agnhost in a topology's pods listens here, TCP and UDP
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Pods that one owner wants.
+
+    ``names`` are fixed names with the node that they are bound to (empty: any node). If there are none,
+    ``replicas`` pods named ``stem`` and five characters are wanted, or one on each node that fits if
+    ``per_node``. ``revision`` is the label that tells pods of this template from those of an older one;
+    without it a pod of the owner is kept as it is.
+    """
+
+    namespace: str
+    owner: str
+    template: Template
+    labels: dict[str, str]
+    names: tuple[tuple[str, str], ...] = ()
+    stem: str = ""
+    replicas: int = 0
+    per_node: bool = False
+    revision: tuple[str, str] = ("", "")
+    labels_by_name: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """``namespace/owner``: what counts made pods, and finds the pods of earlier."""
+        return f"{self.namespace}/{self.owner}"
+
+
+def safe_hash(text: str, length: int) -> str:
+    """A hash of ``text`` in Kubernetes' alphabet for generated names."""
+    number = int.from_bytes(hashlib.sha256(text.encode()).digest(), "big")
+    characters = []
+    for _ in range(length):
+        number, index = divmod(number, len(SAFE_ALPHABET))
+        characters.append(SAFE_ALPHABET[index])
+    return "".join(characters)
+
+
+def wanted_pods(topology: Topology, objects: Sequence[dict[str, Any]]) -> Iterator[Wanted]:
+    """What the topology's ``pods: N`` and the workloads among ``objects`` ask for, in that order."""
+    yield from _of_topology(topology)
+    for thing in objects:
+        kind = thing.get("kind", "")
+        if kind not in WORKLOADS:
+            continue
+        if kind == "Pod":
+            yield _of_pod(_convert(thing, Template))
+            continue
+        workload = _convert(thing, Workload)
+        match kind:
+            case "Deployment":
+                yield _of_deployment(workload)
+            case "ReplicaSet":
+                yield _of_replica_set(workload)
+            case "StatefulSet":
+                yield _of_stateful_set(workload)
+            case "DaemonSet":
+                yield _of_daemon_set(workload)
+
+
+def _convert(thing: dict[str, Any], kind: type[Any]) -> Any:
+    try:
+        return msgspec.convert(thing, kind)
+    except msgspec.ValidationError as error:
+        meta = thing.get("metadata")
+        name = f" {meta.get('namespace', 'default')}/{meta.get('name', '')}" if isinstance(meta, dict) else ""
+        raise ManifestError([Problem("", f"{thing.get('kind')}{name}", "", str(error))]) from None
+
+
+_AGNHOST = Template(
+    Meta(),
+    PodSpec(
+        containers=[
+            ContainerSpec(
+                "agnhost", ports=[PortSpec(TOPOLOGY_PORT, "TCP", "http"), PortSpec(TOPOLOGY_PORT, "UDP", "udp")]
+            )
+        ]
+    ),
+)
+
+
+def _of_topology(topology: Topology) -> Iterator[Wanted]:
+    for node in topology.of_kind("node"):
+        if node.pods:
+            names = tuple((f"{node.name}-p{number}", node.name) for number in range(1, node.pods + 1))
+            yield Wanted("default", TOPOLOGY_OWNER, _AGNHOST, {"app": "p", "node": node.name}, names)
+
+
+def _of_pod(pod: Template) -> Wanted:
+    meta = pod.metadata or Meta()
+    return Wanted(meta.namespace or "default", "", pod, meta.labels or {}, names=((meta.name, ""),))
+
+
+def _of_deployment(workload: Workload) -> Wanted:
+    """A Deployment's pods belong to the ReplicaSet of the template's revision."""
+    revision = template_hash(workload)
+    name = f"{workload.metadata.name}-{revision}"
+    labels = {**_template_labels(workload), "pod-template-hash": revision}
+    return _replicated(workload, f"ReplicaSet/{name}", name, labels)
+
+
+def _of_replica_set(workload: Workload) -> Wanted:
+    name = workload.metadata.name
+    return _replicated(workload, f"ReplicaSet/{name}", name, _template_labels(workload))
+
+
+def _replicated(workload: Workload, owner: str, name: str, labels: dict[str, str]) -> Wanted:
+    return Wanted(
+        workload.metadata.namespace or "default",
+        owner,
+        workload.spec.template,
+        labels,
+        stem=f"{name}-",
+        replicas=_replicas(workload.spec),
+    )
+
+
+def _of_stateful_set(workload: Workload) -> Wanted:
+    name, spec = workload.metadata.name, workload.spec
+    revision = ("controller-revision-hash", f"{name}-{template_hash(workload)}")
+    start = (spec.ordinals or {}).get("start", 0)
+    ordinals = range(start, start + _replicas(spec))
+    template = spec.template
+    pod_spec = msgspec.structs.replace(template.spec or PodSpec(), subdomain=spec.serviceName)
+    return Wanted(
+        workload.metadata.namespace or "default",
+        f"StatefulSet/{name}",
+        msgspec.structs.replace(template, spec=pod_spec),
+        {**_template_labels(workload), revision[0]: revision[1]},
+        names=tuple((f"{name}-{ordinal}", "") for ordinal in ordinals),
+        revision=revision,
+        labels_by_name={
+            f"{name}-{ordinal}": {
+                "apps.kubernetes.io/pod-index": str(ordinal),
+                "statefulset.kubernetes.io/pod-name": f"{name}-{ordinal}",
+            }
+            for ordinal in ordinals
+        },
+    )
+
+
+def _of_daemon_set(workload: Workload) -> Wanted:
+    name = workload.metadata.name
+    revision = ("controller-revision-hash", template_hash(workload))
+    return Wanted(
+        workload.metadata.namespace or "default",
+        f"DaemonSet/{name}",
+        workload.spec.template,
+        {**_template_labels(workload), revision[0]: revision[1], "pod-template-generation": "1"},
+        stem=f"{name}-",
+        per_node=True,
+        revision=revision,
+    )
+
+
+def _replicas(spec: WorkloadSpec) -> int:
+    return 1 if spec.replicas is None else spec.replicas
+
+
+def _template_labels(workload: Workload) -> dict[str, str]:
+    meta = workload.spec.template.metadata
+    return (meta.labels if meta is not None else None) or {}
+
+
+def template_hash(workload: Workload) -> str:
+    """Ten characters that change with the parts of the template which change the pods."""
+    return safe_hash(msgspec.json.encode(workload.spec.template, order="deterministic").decode(), 10)
