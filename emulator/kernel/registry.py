@@ -18,7 +18,9 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import select
 import shutil
+import signal
 import stat
 import time
 from collections.abc import Iterator
@@ -168,6 +170,31 @@ def find(name: str | None = None) -> LabRecord:
         names = ", ".join(record.name for record in running)
         raise UserError(f"{len(running)} labs are running", hint=f"choose one with `--lab`: {names}")
     return running[0]
+
+
+def end(record: LabRecord, *, wait: bool = False) -> None:
+    """Kill a lab with everything in it and drop its entry. Returns at once unless told to ``wait`` for its last
+    process.
+
+    The kernel frees its interfaces and namespaces in the background after that. A lab that is gone already is fine.
+    """
+    try:
+        process = os.pidfd_open(record.pid)
+    except ProcessLookupError:
+        remove(record.name)
+        return
+    try:
+        # Asked again now that the descriptor holds the pid: it may have passed to another process since the record
+        # was read.
+        if _identity(record.pid) == (record.started, record.pid_namespace):
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+            if wait:
+                select.select([process], [], [])
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(process)
+    remove(record.name)
 
 
 def remove(name: str) -> None:
