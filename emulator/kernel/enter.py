@@ -38,8 +38,8 @@ def enter(
     init: int,
     argv: Sequence[str],
     *,
-    process: int = 0,
-    netns: str = "",
+    machine: int | None = None,
+    netns: str | None = None,
     hostname: str = "",
     files: Mapping[str, str] | None = None,
     env: Mapping[str, str] | None = None,
@@ -47,9 +47,10 @@ def enter(
 ) -> int:
     """Run ``argv`` in the lab whose PID 1 the host calls ``init``, with our own standard files; its exit status.
 
-    ``process``, a pid as the lab counts, chooses that process' namespaces (a node: Mininet's shell for it);
-    ``netns`` the network namespace at a path of the lab (a pod). The command may be given a host name, and ``files``
-    (path to text) that it alone sees. ``env`` is the whole environment, by default ours. The status is 127 if there
+    ``machine``, the pid of a machine's shell as the lab counts, chooses that process' namespaces (a node: Mininet's
+    shell for it); ``netns`` the network namespace at a path of the lab (a pod). The command may be given a host
+    name, and ``files`` (path to text) that it alone sees. ``env`` is
+    added to our environment. The status is 127 if there
     is no such program, 126 if it cannot be executed, 128 + signal if one ended it. For a main thread: signals are
     held back while the command runs.
 
@@ -66,8 +67,8 @@ def enter(
             try:
                 os.close(told)
                 sc.die_with_parent(signal.SIGKILL)
-                place = _Place(process, netns, hostname, dict(files or {}))
-                code = _guide(init, list(argv), place, dict(os.environ if env is None else env), cwd, held, trouble)
+                place = _Place(machine, netns, hostname, dict(files or {}))
+                code = _guide(init, list(argv), place, {**os.environ, **(env or {})}, cwd, held, trouble)
             finally:
                 os._exit(code)
         os.close(trouble)
@@ -82,12 +83,12 @@ def enter(
     return code
 
 
-def run_inside(
+def run(
     init: int,
     argv: Sequence[str],
     *,
-    process: int = 0,
-    netns: str = "",
+    machine: int | None = None,
+    netns: str | None = None,
     hostname: str = "",
     files: Mapping[str, str] | None = None,
     env: Mapping[str, str] | None = None,
@@ -98,7 +99,7 @@ def run_inside(
     """As :func:`enter`, but collect what the command prints. From any thread. Raises subprocess.TimeoutExpired as
     well.
     """
-    place = {"process": process, "netns": netns, "hostname": hostname, "files": dict(files or {}), "cwd": cwd}
+    place = {"machine": machine, "netns": netns, "hostname": hostname, "files": dict(files or {}), "cwd": cwd}
     root = str(Path(__file__).parents[2])
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", _HELPER, root, str(init), json.dumps(place), *argv],
@@ -106,7 +107,7 @@ def run_inside(
         stdin=subprocess.DEVNULL if input is None else None,
         capture_output=True,
         text=True,
-        env=env,
+        env={**os.environ, **(env or {})},
         timeout=timeout,
     )
     if done.returncode == _FAILED and done.stderr.startswith(_MARK):
@@ -135,8 +136,8 @@ def _helper(init: int, place: str, argv: list[str]) -> NoReturn:
 class _Place:
     """Where in the lab, and with which files and name."""
 
-    def __init__(self, process: int, netns: str, hostname: str, files: dict[str, str]) -> None:
-        self.process = process
+    def __init__(self, machine: int | None, netns: str | None, hostname: str, files: dict[str, str]) -> None:
+        self.machine = machine
         self.netns = netns
         self.hostname = hostname
         self.files = files
@@ -171,11 +172,11 @@ def _command(
     terminal: int,
     trouble: int,
 ) -> int:
-    where = place.netns or (f"process {place.process}" if place.process else "PID 1")
+    where = place.netns or (f"process {place.machine}" if place.machine else "PID 1")
     try:
         sc.die_with_parent(signal.SIGKILL)
-        if place.process:
-            _join(f"/proc/{place.process}/ns", _OF_PLACE)
+        if place.machine:
+            _join(f"/proc/{place.machine}/ns", _OF_PLACE)
         if place.netns:
             _join_netns(place.netns)
     except OSError as error:

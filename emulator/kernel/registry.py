@@ -106,43 +106,17 @@ def reserve(name: str) -> Path:
         new = base / f"{_NEW}{os.getpid()}"
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(0o700)
-        _write(new, identify(os.getpid(), name=name, state="starting"))
+        _write(new, _identify(os.getpid(), name=name, state="starting"))
         new.rename(base / name)
     return base / name
 
 
-def publish(name: str, record: LabRecord) -> None:
-    """Hand a reserved entry over to the lab's PID 1; see :func:`identify`."""
+def publish(name: str, *, pid: int, topology: str = "", style: str = "", detached: bool = True) -> LabRecord:
+    """Hand a reserved entry over to the lab's PID 1, ``pid``. Raises SandboxError if that is gone."""
+    record = _identify(pid, name=name, topology=topology, style=style, detached=detached)
     with _locked() as base:
         _write(base / check_name(name), record)
-
-
-def identify(
-    pid: int,
-    *,
-    name: str,
-    topology: str = "",
-    style: str = "",
-    detached: bool = True,
-    state: Literal["starting", "running"] = "running",
-) -> LabRecord:
-    """A record kept alive by process ``pid``. Raises SandboxError if there is no such process."""
-    found = _identity(pid)
-    if found is None:
-        raise SandboxError(f"process {pid}, which should keep the lab {name} alive, is gone")
-    started, namespace = found
-    return LabRecord(
-        name=name,
-        pid=pid,
-        started=started,
-        pid_namespace=namespace,
-        seen_from=_namespace("self"),
-        created=time.time(),
-        topology=topology,
-        style=style,
-        detached=detached,
-        state=state,
-    )
+    return record
 
 
 def labs() -> list[LabRecord]:
@@ -172,16 +146,21 @@ def find(name: str | None = None) -> LabRecord:
     return running[0]
 
 
-def end(record: LabRecord, *, wait: bool = False) -> None:
-    """Kill a lab with everything in it and drop its entry. Returns at once unless told to ``wait`` for its last
-    process.
+def kill(name: str, *, wait: bool = False) -> None:
+    """End a lab with everything in it and drop its entry. Returns at once unless told to ``wait`` for its last process.
 
     The kernel frees its interfaces and namespaces in the background after that. A lab that is gone already is fine.
     """
+    for record in labs():
+        if record.name == name:
+            _kill(record, wait=wait)
+    remove(name)
+
+
+def _kill(record: LabRecord, *, wait: bool) -> None:
     try:
         process = os.pidfd_open(record.pid)
     except ProcessLookupError:
-        remove(record.name)
         return
     try:
         # Asked again now that the descriptor holds the pid: it may have passed to another process since the record
@@ -194,7 +173,6 @@ def end(record: LabRecord, *, wait: bool = False) -> None:
         pass
     finally:
         os.close(process)
-    remove(record.name)
 
 
 def remove(name: str) -> None:
@@ -254,6 +232,33 @@ def _entries(base: Path) -> list[LabRecord]:
         else:
             living.append(record)
     return living
+
+
+def _identify(
+    pid: int,
+    *,
+    name: str,
+    topology: str = "",
+    style: str = "",
+    detached: bool = True,
+    state: Literal["starting", "running"] = "running",
+) -> LabRecord:
+    found = _identity(pid)
+    if found is None:
+        raise SandboxError(f"process {pid}, which should keep the lab {name} alive, is gone")
+    started, namespace = found
+    return LabRecord(
+        name=name,
+        pid=pid,
+        started=started,
+        pid_namespace=namespace,
+        seen_from=_namespace("self"),
+        created=time.time(),
+        topology=topology,
+        style=style,
+        detached=detached,
+        state=state,
+    )
 
 
 def _write(directory: Path, record: LabRecord) -> None:
