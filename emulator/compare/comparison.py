@@ -17,7 +17,10 @@ RowKind = Literal["exact", "noisy", "capture"]
 
 
 class Cell(msgspec.Struct, frozen=True, omit_defaults=True):
-    """``value`` is what is compared, ``detail`` what explains it. Both empty: nothing is known here."""
+    """``value`` is what is compared, ``detail`` what explains it, on one or more lines.
+
+    Both empty: nothing is known here.
+    """
 
     value: str = ""
     detail: str = ""
@@ -75,6 +78,19 @@ class FlowColumn(msgspec.Struct, frozen=True):
         """Expectations that hold, and how many there are."""
         checks = self.result.checks if self.result else ()
         return sum(check.met for check in checks), len(checks)
+
+    @property
+    def arrived(self) -> bool:
+        """Whether the first request reached its receiver: it answered, refused, or was seen to take it in."""
+        if self.result is None:
+            return False
+        if self.result.verdict in ("delivered", "refused"):
+            return True
+        if self.request is None:
+            return False
+        last = self.request.journey.hops[-1]
+        # Into a pod or a host that is not the sender: what is missing then is the answer.
+        return last.direction == "in" and last.ns.startswith(("pod/", "host/")) and last.ns != self.result.source_ns
 
     @property
     def passed(self) -> bool | None:

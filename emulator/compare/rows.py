@@ -59,11 +59,6 @@ def _answered_by(column: FlowColumn) -> Cell:
     return Cell(column.result.answered_by)
 
 
-def _arrived(column: FlowColumn) -> bool:
-    """Whether the request reached its receiver: an answer or a refusal came from there."""
-    return column.result is not None and column.result.verdict in ("delivered", "refused")
-
-
 def _traversals(column: FlowColumn) -> Cell:
     if not column.path:
         return Cell("not followed")
@@ -86,7 +81,7 @@ def _ttl(column: FlowColumn) -> Cell:
     path = column.path
     if not path:
         return Cell()
-    if not _arrived(column):
+    if not column.arrived:
         return Cell("never arrived", f"last seen with {path.last_ttl}")
     return Cell(str(path.last_ttl), f"sent with {path.first_ttl}")
 
@@ -106,7 +101,7 @@ def _encapsulation_bytes(column: FlowColumn) -> Cell:
 
 def _source_seen(column: FlowColumn) -> Cell:
     path, result = column.path, column.result
-    if not result or not _arrived(column):
+    if not result or not column.arrived:
         return Cell("never arrived" if path else "")
     seen = result.source_seen or (path.source_seen if path else "")
     sent = path.source_sent if path else ""
@@ -115,7 +110,7 @@ def _source_seen(column: FlowColumn) -> Cell:
 
 def _target_seen(column: FlowColumn) -> Cell:
     path = column.path
-    if not path or not _arrived(column) or path.target_sent == path.target_seen:
+    if not path or not column.arrived or path.target_sent == path.target_seen:
         return Cell()
     return Cell(path.target_seen, f"rewritten from {path.target_sent}")
 
@@ -136,7 +131,7 @@ def _hook_passes(column: FlowColumn) -> Cell:
         return Cell()
     totals = {ns: sum(hooks.values()) for ns, hooks in passes.items()}
     value = " · ".join([str(sum(totals.values())), *(f"{short(ns)}: {n}" for ns, n in totals.items())])
-    detail = "; ".join(
+    detail = "\n".join(
         f"{short(ns)}: " + ", ".join(f"{hook} {n}" for hook, n in hooks.items() if n) for ns, hooks in passes.items()
     )
     return Cell(value, detail)
@@ -146,8 +141,9 @@ def _route(column: FlowColumn) -> Cell:
     if not column.path:
         return Cell()
     routes = _first_per_namespace(column.path)
-    value = " · ".join(f"{short(ns)}: {component}" for ns, component, _ in routes)
-    return Cell(value or "no route: bridged", "; ".join(subject for _, _, subject in routes))
+    # The underlay's routers are the same for every style.
+    value = " · ".join(f"{short(ns)}: {component}" for ns, component, _ in routes if not ns.startswith("router/"))
+    return Cell(value or "no route: bridged", "\n".join(f"{short(ns)}: {subject}" for ns, _, subject in routes))
 
 
 def _first_per_namespace(path: Path) -> list[tuple[str, str, str]]:
@@ -170,7 +166,7 @@ def _round_trip(column: FlowColumn) -> Cell:
 def _expectations(column: FlowColumn) -> Cell:
     assert column.result
     met, total = column.met
-    failed = "; ".join(f"{check.text}: observed {check.observed}" for check in column.result.checks if not check.met)
+    failed = "\n".join(f"✗ {check.text}: observed {check.observed}" for check in column.result.checks if not check.met)
     return Cell(f"{met} of {total}" if total else "", failed)
 
 
