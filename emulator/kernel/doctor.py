@@ -1,0 +1,229 @@
+"""What `cnilab doctor` tells: can this machine and this user build labs, which styles run, and what is missing.
+
+:func:`doctor_report` gives data that is the command's ``--json``; :func:`render` the same for people.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import pwd
+import sys
+from typing import TypedDict
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from emulator.cni.styles import load_style, style_names
+from emulator.kernel import capabilities, distribution
+from emulator.kernel.capabilities import Feature, State
+from emulator.kernel.features import BY_NAME, KERNEL, PROGRAMS
+
+
+class Machine(TypedDict):
+    """Where the answers were found. ``root`` is the machine's root, or that of a container."""
+
+    kernel: str
+    architecture: str
+    distribution: str
+    python: str
+    user: str
+    root: bool
+
+
+class FeatureRow(TypedDict):
+    """A kernel feature: ``state`` is yes, loadable, no or unknown."""
+
+    name: str
+    state: State
+    detail: str
+    kernel_option: str
+    needed_by: str
+    hint: str
+
+
+class ProgramRow(TypedDict):
+    """A program: ``path`` and ``version`` are empty where it is missing or tells none."""
+
+    name: str
+    state: State
+    path: str
+    version: str
+    needed_by: str
+    optional: bool
+    detail: str
+    hint: str
+
+
+class StyleRow(TypedDict):
+    """A CNI style in its default mode. ``missing`` are names of features and programs; ``error`` is set where the
+    style itself cannot be loaded."""
+
+    name: str
+    title: str
+    runs: bool
+    missing: list[str]
+    error: str
+
+
+class Report(TypedDict):
+    """The whole answer. ``labs`` is "" where labs can be built here, otherwise why not."""
+
+    machine: Machine
+    labs: str
+    tried: bool
+    styles: list[StyleRow]
+    programs: list[ProgramRow]
+    features: list[FeatureRow]
+
+
+def doctor_report(try_load: bool = False) -> Report:
+    """Ask everything. Without ``try_load`` no kernel module is loaded; with it, as root, the answers are for sure."""
+    found = capabilities.probe(try_load=try_load)
+    usable = {name for name, feature in found.items() if feature.usable}
+    return Report(
+        machine=_machine(),
+        labs=_why_not(found),
+        tried=try_load,
+        styles=[_style(name, usable) for name in style_names()],
+        programs=[
+            ProgramRow(
+                name=program.executable,
+                state=found[program.name].state,
+                path=found[program.name].path,
+                version=found[program.name].version,
+                needed_by=program.needed_by,
+                optional=program.optional,
+                detail=found[program.name].detail,
+                hint=found[program.name].hint,
+            )
+            for program in PROGRAMS
+        ],
+        features=[
+            FeatureRow(
+                name=feature.name,
+                state=found[feature.name].state,
+                detail=found[feature.name].detail,
+                kernel_option=feature.option,
+                needed_by=feature.needed_by,
+                hint=found[feature.name].hint,
+            )
+            for feature in KERNEL
+        ],
+    )
+
+
+def healthy(report: Report) -> bool:
+    """Whether labs can be built here and at least one style runs."""
+    return not report["labs"] and any(style["runs"] for style in report["styles"])
+
+
+def _machine() -> Machine:
+    system = os.uname()
+    try:
+        user = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        user = str(os.geteuid())
+    return Machine(
+        kernel=system.release,
+        architecture=system.machine,
+        distribution=distribution.current().title,
+        python=f"{platform.python_version()} ({sys.executable})",
+        user=user,
+        root=os.geteuid() == 0,
+    )
+
+
+LAB_NEEDS = ("netns", "veth", "ip", "mnexec", "af_packet")
+
+
+def _why_not(found: dict[str, Feature]) -> str:
+    missing = [found[name] for name in LAB_NEEDS if not found[name].usable]
+    if not missing:
+        return ""
+    error = capabilities.unsupported(missing)
+    return f"{error.message}; {error.hint}" if error.hint else error.message
+
+
+def _style(name: str, usable: set[str]) -> StyleRow:
+    try:
+        style = load_style(name)
+    except Exception as error:  # another distribution's style may be broken in any way, and doctor is to say so
+        return StyleRow(name=name, title=name, runs=False, missing=[], error=f"{type(error).__name__}: {error}")
+    # A style of another distribution may ask for what this version does not know.
+    missing = [need for need in style.requires if need not in BY_NAME or need not in usable]
+    return StyleRow(name=name, title=style.title, runs=not missing, missing=missing, error="")
+
+
+# for people
+
+MARKS: dict[State, tuple[str, str]] = {
+    "yes": ("✓", "green"),
+    "loadable": ("✓", "cyan"),
+    "no": ("✗", "red"),
+    "unknown": ("?", "yellow"),
+}
+
+
+def render(report: Report) -> RenderableType:
+    """The report as rich tables: first whether labs run here, then what each style lacks, then the long lists."""
+    machine = report["machine"]
+    head = Text(f"{machine['distribution']}, kernel {machine['kernel']}, {machine['architecture']}\n", style="bold")
+    head.append(f"Python {machine['python']}, as {machine['user']}\n", style="not bold dim")
+    verdict = (
+        Text(f"✗ labs cannot be built here: {report['labs']}\n", style="red")
+        if report["labs"]
+        else Text("✓ labs can be built here\n", style="green")
+    )
+    parts: list[RenderableType] = [head, verdict, _styles(report), _programs(report), _features(report)]
+    if any(feature["state"] in ("loadable", "unknown") for feature in report["features"]) and not report["tried"]:
+        parts.append(
+            Text("No module was loaded to find this out; `sudo cnilab doctor --try` tries them all.", style="dim")
+        )
+    return Group(*parts)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.add_column("", width=1)
+    for number, column in enumerate(columns):
+        table.add_column(column, no_wrap=number == 0, overflow="fold")
+    return table
+
+
+def _mark(state: State) -> Text:
+    sign, colour = MARKS[state]
+    return Text(sign, style=colour)
+
+
+def _styles(report: Report) -> Table:
+    table = _table("CNI styles", "style", "")
+    for style in report["styles"]:
+        lacks = f"lacks {', '.join(style['missing'])}"
+        says = "runs here" if style["runs"] else style["error"] or lacks
+        table.add_row(_mark("yes" if style["runs"] else "no"), style["title"], Text(says))
+    return table
+
+
+def _programs(report: Report) -> Table:
+    table = _table("\nPrograms", "program", "version", "needed by", "")
+    for row in report["programs"]:
+        state: State = "unknown" if row["optional"] and row["state"] == "no" else row["state"]
+        table.add_row(
+            _mark(state), row["name"], Text(row["version"] or row["path"]), Text(row["needed_by"]), _advice(row)
+        )
+    return table
+
+
+def _features(report: Report) -> Table:
+    table = _table("\nKernel", "feature", "state", "needed by", "")
+    for row in report["features"]:
+        table.add_row(_mark(row["state"]), row["name"], row["state"], Text(row["needed_by"]), _advice(row))
+    return table
+
+
+def _advice(row: FeatureRow | ProgramRow) -> Text:
+    if row["state"] == "yes":
+        return Text("")
+    return Text("; ".join(part for part in (row["detail"], row["hint"]) if part), style="dim")
