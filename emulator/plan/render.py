@@ -25,7 +25,7 @@ from emulator.plan.model import AnyObject, File, IptablesRules, NftTable, Plan, 
 
 __all__ = ["as_json", "as_text", "describe", "from_json", "reason"]
 
-WIDEST = 96  # columns: a longer description gets its reason on the same line, without alignment
+WIDEST = 72  # columns: a longer description gets its reason on the same line, without alignment
 
 
 class _Document(msgspec.Struct, frozen=True, kw_only=True):
