@@ -66,7 +66,8 @@ class Status:
 
         advice = explain(error, doing)
         if advice is None:
-            self.say("failed", f"{doing}: {error.strerror or error}", "")
+            where = f": {error.filename}" if error.filename else ""
+            self.say("failed", f"{doing}: {error.strerror or error}{where}", "")
         else:
             self.say("unsupported", *advice)
 
@@ -80,6 +81,13 @@ class Ties:
         self.lifeline = lifeline
         self.caller = caller
         self.detached = detached
+
+    def released(self) -> bool:
+        """Whether the caller let go. Asked anew at its end, too: poll(2) may have looked here just before it wrote
+        and left.
+        """
+        written = self.detached and select.select([self.lifeline], [], [], 0)[0]
+        return bool(written) and os.read(self.lifeline, 1) == RELEASE
 
 
 def launch(name: str, directory: str, ties: Ties, status: Status, program: Program) -> int:
@@ -268,15 +276,14 @@ def _reap(main: int, woken: int, ties: Ties) -> int:
             if pid == main:
                 code = os.waitstatus_to_exitcode(result)
                 return code if code >= 0 else 128 - code
-        for fd, _ in poll.poll():
-            if fd == woken:
-                os.read(woken, 512)
-            elif fd == ties.lifeline and ties.detached and os.read(fd, 1) == RELEASE:
-                poll.unregister(ties.lifeline)
-                poll.unregister(ties.caller)
-                break
-            else:
+        ready = {fd for fd, _ in poll.poll()}
+        if woken in ready:
+            os.read(woken, 512)
+        if ready & {ties.lifeline, ties.caller}:
+            if not ties.released():
                 return 128 + signal.SIGKILL
+            poll.unregister(ties.lifeline)
+            poll.unregister(ties.caller)
     return 127
 
 

@@ -150,9 +150,12 @@ def kill(name: str, *, wait: bool = False) -> None:
     """End a lab with everything in it and drop its entry. Returns at once unless told to ``wait`` for its last process.
 
     The kernel frees its interfaces and namespaces in the background after that. A lab that is gone already is fine.
+    Raises UserError for one that is still starting.
     """
     for record in labs():
         if record.name == name:
+            if record.state == "starting":  # its process is whoever is starting it, not PID 1
+                raise UserError(f"the lab {name} is still starting", hint="wait for its `up`, or interrupt that")
             _kill(record, wait=wait)
     remove(name)
 

@@ -41,12 +41,13 @@ class Sandbox:
     with the block.
     """
 
-    def __init__(self, pid: int, pidfd: int, lifeline: int, status: IO[bytes], launcher: Launcher) -> None:
+    def __init__(self, pid: int, pidfd: int, lifeline: int, status: int, launcher: Launcher, told: int | None) -> None:
         self.pid = pid  # of PID 1, as the host counts
         self._pidfd = pidfd
         self._lifeline = lifeline
         self._status = status
         self._launcher = launcher
+        self._told = told
         self._code: int | None = None
 
     @classmethod
@@ -117,34 +118,27 @@ class Sandbox:
         finally:
             for fd in (lifeline_read, status_write, caller):
                 os.close(fd)
-        status = os.fdopen(status_read, "rb", buffering=0)
-        pidfd = pid = -1
         deadline = time.monotonic() + START_TIMEOUT
+        pid, ready, told = 0, False, None
         try:
-            while True:
-                match _line(status, deadline):
+            while not (pid and ready):  # told by the launcher and by PID 1, whichever is first
+                match _line(status_read, deadline):
                     case ["pid", number]:
                         pid = int(number)
-                        pidfd = os.pidfd_open(pid)
                     case ["ready"]:
-                        while pidfd < 0:  # PID 1 may be quicker than the launcher that tells its number
-                            _, number = _line(status, deadline)
-                            pid = int(number)
-                            pidfd = os.pidfd_open(pid)
-                        return cls(pid, pidfd, lifeline, status, launcher)
+                        ready = True
+                    case ["exit", code] if ready:
+                        told = int(code)  # a main process that ended before the launcher wrote the pid
                     case ["unsupported", message, hint]:
                         raise Unsupported(message, hint=hint, features=("sandbox",))
                     case ["failed", message, hint]:
                         raise SandboxError(f"cannot {message}", hint=hint)
-                    case ["exit", _]:
-                        pass  # follows a failure that was told before
                     case _:
                         raise SandboxError("the sandbox ended while it was being made")
+            return cls(pid, _pidfd(pid), lifeline, status_read, launcher, told)
         except BaseException:
             os.close(lifeline)  # PID 1 dies of that, if there is one
-            status.close()
-            if pidfd >= 0:
-                os.close(pidfd)
+            os.close(status_read)
             launcher.wait()
             raise
 
@@ -158,7 +152,11 @@ class Sandbox:
     @property
     def alive(self) -> bool:
         """Whether PID 1 runs."""
-        return self._code is None and not select.select([self._pidfd], [], [], 0)[0]
+        return self._code is None and not self._ended(0)
+
+    def _ended(self, timeout: float | None) -> bool:
+        # Readable when PID 1 is dead, which it is only after all others of its pid namespace (zap_pid_ns_processes).
+        return self._pidfd < 0 or bool(select.select([self._pidfd], [], [], timeout)[0])
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait until every process of the sandbox is gone; the main process' exit status, 128 + signal if one killed
@@ -171,10 +169,10 @@ class Sandbox:
             # (zap_pid_ns_processes).
             if not select.select([self._pidfd], [], [], timeout)[0]:
                 raise TimeoutError(f"the sandbox still runs after {timeout:g} s")
-            code = 128 + signal.SIGKILL
-            for line in self._status.read().decode().splitlines():
-                if line.startswith("exit\t"):
-                    code = int(line.split("\t")[1])
+            code = 128 + signal.SIGKILL if self._told is None else self._told
+            while line := _line(self._status, time.monotonic() + START_TIMEOUT):
+                if line[0] == "exit":
+                    code = int(line[1])
             self._launcher.wait()
             self._code = code
             self._close()
@@ -188,16 +186,18 @@ class Sandbox:
         if self._code is not None:
             return
         try:
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            if self.alive:
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         except ProcessLookupError:
             pass
         if wait:
             self.wait()
 
     def _close(self) -> None:
-        os.close(self._pidfd)
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
         os.close(self._lifeline)
-        self._status.close()
+        os.close(self._status)
 
     def __enter__(self) -> Sandbox:
         return self
@@ -225,7 +225,15 @@ class Launcher:
         return cls(lambda: os.waitpid(pid, 0))
 
 
-def _line(status: IO[bytes], deadline: float) -> list[str]:
+def _pidfd(pid: int) -> int:
+    """A descriptor for PID 1, or -1 if a short-lived main process has ended already and its launcher has seen to it."""
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return -1
+
+
+def _line(status: int, deadline: float) -> list[str]:
     """The next line from PID 1 as fields; empty at its end. Byte by byte, as the rest belongs to
     :meth:`Sandbox.wait`.
     """
@@ -233,7 +241,7 @@ def _line(status: IO[bytes], deadline: float) -> list[str]:
     while not line.endswith(b"\n"):
         if not select.select([status], [], [], max(0.0, deadline - time.monotonic()))[0]:
             raise SandboxError(f"the sandbox was not ready within {START_TIMEOUT:g} s")
-        byte = status.read(1)
+        byte = os.read(status, 1)
         if not byte:
             return []
         line += byte
