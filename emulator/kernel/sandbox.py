@@ -165,9 +165,7 @@ class Sandbox:
         137 (SIGKILL) stands also for a killed PID 1. Raises TimeoutError after ``timeout`` seconds.
         """
         if self._code is None:
-            # Readable when PID 1 is dead, which it is only after all others of its pid namespace
-            # (zap_pid_ns_processes).
-            if not select.select([self._pidfd], [], [], timeout)[0]:
+            if not self._ended(timeout):
                 raise TimeoutError(f"the sandbox still runs after {timeout:g} s")
             code = 128 + signal.SIGKILL if self._told is None else self._told
             while line := _line(self._status, time.monotonic() + START_TIMEOUT):
