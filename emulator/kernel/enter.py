@@ -183,7 +183,7 @@ def _command(
         return _tell(trouble, error, f"{where} is not in the lab", f"join {where} of the lab")
     try:
         if place.files or place.netns:
-            _own_mounts(place)
+            own_mounts(place.files, fresh_sys=bool(place.netns))
         if place.hostname:
             sc.unshare(sc.CLONE_NEWUTS)
             sc.set_hostname(place.hostname)
@@ -224,17 +224,18 @@ def _join_netns(path: str) -> None:
     os.close(fd)
 
 
-def _own_mounts(place: _Place) -> None:
-    """A mount namespace in which /sys shows the joined network namespace, and the given files have the given text."""
+def own_mounts(files: Mapping[str, str], *, fresh_sys: bool) -> None:
+    """A mount namespace for this thread in which the given files have the given text and, with ``fresh_sys``, /sys shows
+    the network namespace that it is in."""
     sc.unshare(sc.CLONE_NEWNS)
     sc.mount("none", "/", flags=sc.MS_REC | sc.MS_PRIVATE)
-    if place.netns:
+    if fresh_sys:
         sc.mount("sysfs", "/sys", "sysfs", sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC | sc.MS_RDONLY)
-    if not place.files:
+    if not files:
         return
     os.makedirs(_FILES, exist_ok=True)
     sc.mount("tmpfs", _FILES, "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "mode=0755")
-    for number, (path, text) in enumerate(place.files.items()):
+    for number, (path, text) in enumerate(files.items()):
         copy = f"{_FILES}/{number}"
         with open(copy, "w") as file:
             file.write(text)

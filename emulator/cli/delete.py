@@ -1,0 +1,39 @@
+"""``cnilab delete``: objects out of a lab."""
+
+from __future__ import annotations
+
+import click
+
+from emulator.cli import options
+from emulator.cli.apply import report
+
+
+@click.command("delete")
+@click.argument("kind", required=False)
+@click.argument("names", nargs=-1)
+@options.namespace
+@click.option("-f", "--filename", "manifests", multiple=True, metavar="FILE", help="Delete what these manifests hold.")
+@options.lab
+@options.as_json
+def command(
+    kind: str | None, names: tuple[str, ...], namespace: str, manifests: tuple[str, ...], lab: str | None, as_json: bool
+) -> None:
+    """Delete objects: `delete pod web-0`, `delete pod/web-0`, `delete -f web.yaml`.
+
+    A pod that a workload owns comes back as another one, with another address.
+    """
+    from emulator.errors import UserError
+    from emulator.lab import Lab
+
+    found = Lab.connect(lab)
+    if manifests:
+        report(found.delete_manifests(*manifests), as_json)
+        return
+    if kind is None:
+        raise UserError("nothing to delete was named", hint="cnilab delete pod NAME, or cnilab delete -f FILE")
+    if "/" in kind:
+        kind, _, name = kind.partition("/")
+        names = (name, *names)
+    if not names:
+        raise UserError(f"which {kind}?", hint=f"cnilab delete {kind} NAME...")
+    report([found.delete(kind, name, namespace) for name in names], as_json)

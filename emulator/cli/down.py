@@ -1,0 +1,38 @@
+"""``cnilab down``: end labs."""
+
+from __future__ import annotations
+
+import click
+
+from emulator.cli import options, output
+
+
+@click.command("down")
+@click.argument("names", nargs=-1, shell_complete=options._complete_labs)
+@click.option("--lab", metavar="NAME", help="The same as NAME.", hidden=True)
+@click.option("--all", "everything", is_flag=True, help="All labs of this user.")
+@click.option("--wait", is_flag=True, help="Return only when the kernel has taken the namespaces down too.")
+@options.as_json
+def command(names: tuple[str, ...], lab: str | None, everything: bool, wait: bool, as_json: bool) -> None:
+    """End the labs NAMES (without a name: the only one running), with everything in them.
+
+    Nothing needs cleaning up afterwards: the kernel removes a lab's namespaces with all that they hold.
+    """
+    from emulator.kernel.registry import labs
+    from emulator.lab import Lab
+
+    wanted: list[str | None] = list((*names, lab) if lab else names)
+    if everything:
+        wanted = [record.name for record in labs()]
+    elif not wanted:
+        wanted = [None]
+    ended = []
+    for name in wanted:
+        found = Lab.connect(name)
+        found.stop(wait=wait)
+        ended.append(found.name)
+    if as_json:
+        output.print_json({"down": ended})
+    else:
+        for name in ended:
+            click.echo(f"lab {name} is down")

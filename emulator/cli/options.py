@@ -1,0 +1,81 @@
+"""Options that several commands share, with their tab completion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+
+def _complete_labs(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from emulator.kernel.registry import labs
+
+    return [CompletionItem(lab.name) for lab in labs() if lab.name.startswith(incomplete)]
+
+
+def _complete_topologies(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from emulator.cluster.topology import topology_names
+
+    names = [CompletionItem(name) for name in topology_names() if name.startswith(incomplete)]
+    return names or [CompletionItem(incomplete, type="file")]
+
+
+def _complete_styles(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from emulator.cni.styles import style_names
+
+    head, comma, last = incomplete.rpartition(",")
+    return [CompletionItem(f"{head}{comma}{name}") for name in style_names() if name.startswith(last)]
+
+
+def complete_places(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Pods and machines of the lab that ``--lab`` names."""
+    from emulator.errors import CnilabError
+    from emulator.lab import Lab
+
+    try:
+        cluster = Lab.connect(ctx.params.get("lab")).cluster()
+    except CnilabError:
+        return []
+    names = [pod.name if pod.namespace == "default" else pod.key for pod in cluster.pods]
+    names += [machine.name for machine in cluster.topology.machines]
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+lab: Decorator = click.option(
+    "--lab", metavar="NAME", shell_complete=_complete_labs, help="Which lab; may be left out when only one runs."
+)
+as_json: Decorator = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+topology: Decorator = click.argument("topology", default="three-nodes", shell_complete=_complete_topologies)
+style: Decorator = click.option(
+    "--cni", "style", default="flannel", show_default=True, metavar="STYLE[:MODE]", shell_complete=_complete_styles,
+    help="CNI style, such as flannel, flannel:host-gw, calico.",
+)  # fmt: skip
+styles: Decorator = click.option(
+    "--cni", "styles", default="flannel,calico", show_default=True, metavar="STYLE,...", shell_complete=_complete_styles,
+    help="CNI styles to run under.",
+)  # fmt: skip
+manifests: Decorator = click.option(
+    "-f", "--filename", "manifests", multiple=True, metavar="FILE", help="Manifest file or folder, or - for standard input.",
+)  # fmt: skip
+allow_missing: Decorator = click.option(
+    "--allow-missing", is_flag=True,
+    help="Go on without link impairments that this kernel cannot do; every output then says so.",
+)  # fmt: skip
+namespace: Decorator = click.option("-n", "--namespace", default="default", show_default=True, help="Namespace.")
+
+
+def split_styles(text: str) -> list[str]:
+    """``flannel,calico`` apart. Raises UserError for an unknown style, so that nothing is built in vain."""
+    from emulator.cni.styles import load_style, style_names
+    from emulator.errors import UserError
+
+    wanted = style_names() if text == "all" else [part.strip() for part in text.split(",") if part.strip()]
+    if not wanted:
+        raise UserError("--cni names no style")
+    for name in wanted:
+        load_style(name)
+    return list(dict.fromkeys(wanted))

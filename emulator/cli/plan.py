@@ -1,0 +1,39 @@
+"""``cnilab plan``: what a style would do."""
+
+from __future__ import annotations
+
+import click
+
+from emulator.cli import options, output
+
+
+@click.command("plan")
+@options.topology
+@options.style
+@options.manifests
+@click.option("-o", "--output", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option("--wire-accurate", is_flag=True, help="As `up --wire-accurate`.")
+@options.as_json
+def command(
+    topology: str, style: str, manifests: tuple[str, ...], form: str, wire_accurate: bool, as_json: bool
+) -> None:
+    """Show what every namespace of TOPOLOGY would hold under a style, and why; nothing is done, no root is needed."""
+    from emulator.cluster.assemble import assemble
+    from emulator.cluster.manifests import load
+    from emulator.cluster.topology import load_topology
+    from emulator.cni.styles import load_style
+    from emulator.plan import render
+    from emulator.plan.build import build
+
+    resolved = load_topology(topology)
+    chosen = load_style(style)
+    objects = []
+    if manifests:
+        loaded = load(list(manifests))
+        objects = list(loaded.objects)
+        for notice in loaded.notices:
+            output.warn(str(notice))
+    cluster = assemble(resolved, objects, chosen.ipam(resolved))
+    chosen.check(cluster)
+    plan = build(cluster, chosen, wire_accurate=wire_accurate)
+    click.echo(render.as_json(plan) if as_json or form == "json" else render.as_text(plan).rstrip("\n"))

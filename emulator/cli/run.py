@@ -1,0 +1,53 @@
+"""``cnilab run``: scenarios under several styles, side by side."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from emulator.cli import options, output
+
+
+@click.command("run")
+@click.argument("scenarios", nargs=-1, required=True, metavar="SCENARIO...")
+@options.styles
+@click.option("--out", "out", type=click.Path(file_okay=False), default=None,
+              help="Run directory; default: captures/runs/<time>.")  # fmt: skip
+@options.allow_missing
+@options.as_json
+def command(scenarios: tuple[str, ...], styles: str, out: str | None, allow_missing: bool, as_json: bool) -> None:
+    """Run scenarios (files, folders, or shipped names such as connectivity/cross-node) under each style.
+
+    Writes a run directory with every result, every hop, a capture per style and report.html. Exit status 1 if an
+    expectation does not hold.
+    """
+    from emulator.scenario.load import find_scenarios, load_scenario
+
+    loaded = [load_scenario(path) for wanted in scenarios for path in find_scenarios(wanted)]
+    chosen = options.split_styles(styles)
+    directory = Path(out) if out else Path("captures/runs") / time.strftime("%Y%m%d-%H%M%S")
+    raise click.exceptions.Exit(carry_out(loaded, chosen, directory, allow_missing=allow_missing, as_json=as_json))
+
+
+def carry_out(loaded: list, styles: list[str], directory: Path, *, allow_missing: bool, as_json: bool) -> int:  # type: ignore[type-arg]
+    """Run, write the run directory, print the comparison; the exit status."""
+    from emulator.compare.compare import compare, load_run
+    from emulator.report import html, terminal
+    from emulator.scenario.series import run_series
+
+    with output.progress("run") as progress:
+        ran = run_series(
+            loaded, styles, directory, command=sys.argv[1:], allow_missing=allow_missing, progress=progress
+        )
+        progress("writing the report")
+        comparison = compare(load_run(directory))
+        html.write(comparison, directory / "report.html")
+    if as_json:
+        output.print_json(terminal.comparison_as_dict(comparison))
+    else:
+        terminal.print_comparison(comparison)
+        click.echo(f"\nreport: {directory / 'report.html'}")
+    return 0 if ran.all_met else 1

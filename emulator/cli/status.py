@@ -1,0 +1,64 @@
+"""``cnilab status``: how a lab is."""
+
+from __future__ import annotations
+
+import click
+
+from emulator.cli import options, output
+
+
+@click.command("status")
+@options.lab
+@click.option("--verify", is_flag=True, help="Read the kernel back and compare it with the plan.")
+@options.as_json
+def command(lab: str | None, verify: bool, as_json: bool) -> None:
+    """Show a lab's style, the choices made for this kernel, its daemons, and nodes that are down.
+
+    With --verify, exit status 1 if the kernel holds anything else than the plan.
+    """
+    import msgspec
+
+    from emulator.lab import Lab
+
+    found = Lab.connect(lab)
+    status = found.status()
+    differences = found.verify() if verify else []
+    if as_json:
+        data = msgspec.to_builtins(status)
+        output.print_json({**data, "differences": differences} if verify else data)
+    else:
+        _show(status)
+        if verify:
+            click.echo("the kernel holds exactly the plan" if not differences else "the kernel differs from the plan:")
+            for line in differences:
+                click.echo(f"  {line}")
+    if differences:
+        raise click.exceptions.Exit(1)
+
+
+def _show(status: object) -> None:
+    from emulator.lab.records import LabStatus
+
+    assert isinstance(status, LabStatus)
+    output.labels(status.labels)
+    if status.broken:
+        output.warn(f"this lab is broken: {status.broken}")
+    click.echo(f"{status.name}: {status.title} on {status.topology}, {status.nodes} nodes, {status.pods} pods")
+    click.echo(f"offloads {status.offloads}, set up in {status.setup_seconds:.2f} s")
+    for phase, seconds in status.phases.items():
+        click.echo(f"  {seconds:7.3f} s  {phase}")
+    for name, choice in status.choices.items():
+        click.echo(f"{name}: {choice}")
+    if status.down_nodes:
+        click.echo(f"nodes down: {', '.join(status.down_nodes)}")
+    running = [*status.daemons, *status.processes]
+    if running:
+        output.table(
+            ["PLACE", "PROCESS", "STATE", "PID"],
+            [[item["place"], item["name"], item["state"], str(item.get("pid") or "-")] for item in running],
+        )
+    for item in running:
+        if item["state"] == "died":
+            click.echo(f"{item['place']}/{item['name']} died: {item.get('detail', '')}")
+            for line in item.get("log", ()):
+                click.echo(f"  | {line}")

@@ -1,0 +1,41 @@
+"""``cnilab up``: start a lab that stays."""
+
+from __future__ import annotations
+
+import click
+
+from emulator.cli import options, output
+
+
+@click.command("up")
+@options.topology
+@options.style
+@options.manifests
+@click.option("--lab", "name", metavar="NAME", help="Name of the lab; default: the style's.")
+@click.option("--wire-accurate", is_flag=True, help="Switch offloads off: captures show packets as on a wire.")
+@options.allow_missing
+@options.as_json
+def command(
+    topology: str, style: str, manifests: tuple[str, ...], name: str | None, wire_accurate: bool, allow_missing: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Start a lab with TOPOLOGY (a shipped name or a file) under a CNI style, and leave it running.
+
+    Returns when every route is in the kernel.
+    """
+    from emulator.lab import Lab
+
+    with output.progress(f"up {topology} ({style})") as progress:
+        lab = Lab.up(
+            topology, style, manifests, name=name, wire_accurate=wire_accurate, allow_missing=allow_missing,
+            progress=progress,
+        )  # fmt: skip
+    status = lab.status()
+    if as_json:
+        output.print_json(status)
+        return
+    output.labels(status.labels)
+    click.echo(
+        f"lab {status.name} is up: {status.title}, {status.nodes} nodes, {status.pods} pods ({status.setup_seconds:.1f} s)"
+    )
+    click.echo("try: cnilab get pods -o wide · cnilab trace POD POD · cnilab exec POD -- ip route · cnilab down")

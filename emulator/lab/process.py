@@ -1,0 +1,132 @@
+"""The lab process: started inside the sandbox, it wires the lab, says so, and then serves the API until its end.
+
+It reads one :class:`~emulator.lab.records.Boot` from standard input and reports on the descriptor named by
+``CNILAB_STATUS_FD``, a JSON object a line: ``{"progress": text}``, then ``{"ready": true}`` or ``{"error": ...}``.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import time
+from typing import Any
+
+import msgspec
+
+from emulator.errors import CnilabError
+from emulator.lab.records import Boot, LabStatus
+
+STATUS_FD = "CNILAB_STATUS_FD"
+SOCKET = "api.sock"
+
+
+class Reporter:
+    """Tells whoever started the lab how far it is, and how long each phase took (seconds)."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._start = time.monotonic()
+        self._phase = ""
+        self._since = self._start
+        self.phases: dict[str, float] = {}
+
+    def progress(self, text: str) -> None:
+        """A new phase begins."""
+        self._finish()
+        self._phase = text
+        self._say({"progress": text})
+
+    def ready(self) -> float:
+        """The lab is up; returns the seconds that it took."""
+        self._finish()
+        taken = time.monotonic() - self._start
+        self._say({"ready": True, "seconds": taken})
+        self._close()
+        return taken
+
+    def fail(self, error: BaseException) -> None:
+        """The lab could not be wired."""
+        from emulator.lab.wire import error_to_wire
+
+        self._say({"error": error_to_wire(error)})
+        self._close()
+
+    def _finish(self) -> None:
+        now = time.monotonic()
+        if self._phase:
+            self.phases[self._phase] = self.phases.get(self._phase, 0.0) + now - self._since
+        self._since = now
+
+    def _say(self, message: dict[str, Any]) -> None:
+        if self._fd >= 0:
+            try:
+                os.write(self._fd, msgspec.json.encode(message) + b"\n")
+            except BrokenPipeError:
+                self._fd = -1  # nobody listens any more: the lifeline decides what happens to us
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def main() -> int:
+    """Wire the lab of the boot record and serve it; returns the exit status."""
+    reporter = Reporter(int(os.environ.pop(STATUS_FD, "-1")))
+    try:
+        boot = msgspec.json.decode(sys.stdin.buffer.read(), type=Boot)
+        server = _wire(boot, reporter)
+    except Exception as error:
+        reporter.fail(error)
+        if not isinstance(error, CnilabError):
+            raise
+        return error.exit_code
+    server.serve_forever(poll_interval=3600)
+    return 0
+
+
+def _wire(boot: Boot, reporter: Reporter) -> Any:
+    reporter.progress("starting")
+    from emulator.cni.styles import load_style
+    from emulator.kernel.capabilities import require
+    from emulator.lab.api import Api, Server
+    from emulator.lab.machinery import Machinery
+    from emulator.lab.runtime import Runtime
+    from emulator.lab.verbs import Verbs
+
+    style = load_style(boot.style)
+    require(style.requires)
+    machinery = Machinery(allow_missing=boot.allow_missing)
+    runtime = Runtime(boot.topology, style, machinery, wire_accurate=boot.wire_accurate, progress=reporter.progress)
+    runtime.start(boot.objects)
+    taken = 0.0
+
+    def status() -> LabStatus:
+        cluster = runtime.current
+        return LabStatus(
+            name=boot.name,
+            style=boot.style,
+            title=style.title,
+            topology=boot.topology.name,
+            nodes=len(cluster.nodes),
+            pods=len(cluster.pods),
+            offloads="off" if boot.wire_accurate else "on",
+            setup_seconds=taken,
+            phases=reporter.phases,
+            down_nodes=tuple(sorted(runtime.down_nodes)),
+            choices=machinery.choices,
+            labels=machinery.labels,
+            daemons=machinery.daemons(),
+            processes=machinery.processes(),
+            broken=runtime.broken,
+        )
+
+    server = Server(os.path.join(boot.directory, SOCKET), Api(runtime, Verbs(runtime, machinery, status).table()))
+    gc.freeze()  # a plan of a thousand pods is twenty thousand objects that need not be looked at again
+    taken = reporter.ready()
+    return server
+
+
+if __name__ == "__main__":
+    sys.exit(main())

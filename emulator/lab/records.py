@@ -1,0 +1,102 @@
+"""What passes between a lab's process and its clients, beside Kubernetes objects."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from emulator.cluster.model import Topology
+from emulator.traffic.model import ProbeResult, Protocol
+
+FaultKind = Literal["link-down", "link-up", "node-crash", "node-return", "daemon-kill", "daemon-start"]
+
+
+class Boot(msgspec.Struct, frozen=True):
+    """What a lab process is started with, on its standard input. ``directory`` is the lab's place in the registry as
+    the process sees it; ``wish`` are the user's options."""
+
+    name: str
+    directory: str
+    topology: Topology
+    style: str
+    objects: tuple[dict[str, Any], ...]
+    wire_accurate: bool = False
+    allow_missing: bool = False
+
+
+class ProbeRequest(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One probe in names. ``source`` and ``target`` are what people type; ``family`` 0 takes the first common one.
+    Sizes in bytes, times in seconds, as in ``traffic.model.Probe``."""
+
+    source: str
+    target: str
+    port: int = 0
+    protocol: Protocol = "icmp"
+    count: int = 1
+    size: int = 0
+    timeout: float = 1.0
+    interval: float = 0.0
+    dont_fragment: bool = False
+    family: int = 0
+    ttl: int = 0
+    allow_fragments: bool = False
+
+
+class ProbeAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A probe's result with its names resolved. ``source_ns`` and ``target_ns`` are namespaces of the plan
+    (``target_ns`` empty for an address that nothing in the lab owns)."""
+
+    source: str
+    target: str
+    source_ns: str
+    target_ns: str
+    address: str
+    protocol: Protocol
+    port: int
+    result: ProbeResult
+
+    @property
+    def reached(self) -> bool:
+        """Whether anything answered."""
+        return self.result.reached
+
+
+class CaptureStats(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a capture took and what the kernel dropped for want of room, in packets."""
+
+    captured: int
+    lost: int
+
+
+class LabStatus(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The state of a lab. ``labels`` are warnings that every output must carry, ``choices`` the capability decisions
+    made for it, ``daemons`` one entry each: node, name, state, and the last log lines of a dead one."""
+
+    name: str
+    style: str
+    title: str
+    topology: str
+    nodes: int
+    pods: int
+    offloads: Literal["on", "off"]
+    setup_seconds: float
+    phases: dict[str, float] = {}
+    down_nodes: tuple[str, ...] = ()
+    choices: dict[str, str] = {}
+    labels: tuple[str, ...] = ()
+    daemons: tuple[dict[str, Any], ...] = ()
+    processes: tuple[dict[str, Any], ...] = ()
+    broken: str = ""
+
+
+class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How to run a command at a place of the lab: ``pid`` is a process in it, as the lab's pid namespace counts
+    (0: none), ``netns`` a path there; ``files`` maps paths to the contents that the command must see."""
+
+    place: str
+    hostname: str
+    pid: int = 0
+    netns: str = ""
+    files: dict[str, str] = {}
+    env: dict[str, str] = {}

@@ -1,0 +1,282 @@
+"""Our own verbs beside the Kubernetes API: what a lab can do that a cluster's API server cannot.
+
+Each is a function of the path's fields, the query and the decoded body, as ``emulator.lab.api`` calls them. Bodies are
+decoded into the records of ``emulator.lab.records``; what does not fit is refused with the field's path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import msgspec
+
+from emulator.cluster.kinds import Kind
+from emulator.errors import NotFound, UserError
+from emulator.lab.api import Stream, Verb
+from emulator.lab.machinery import Machinery
+from emulator.lab.names import Place, common_address, resolve
+from emulator.lab.records import (
+    CaptureStats,
+    Entry,
+    FaultKind,
+    LabStatus,
+    ProbeAnswer,
+    ProbeRequest,
+)
+from emulator.lab.runtime import Outcome, Runtime
+from emulator.lab.store import Ref
+from emulator.plan.render import as_json
+from emulator.traffic.model import Probe, StreamReport
+
+PCAPNG = "application/x-pcapng"
+
+T = TypeVar("T")
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """``target`` is a machine; ``device`` its interface for link faults (default eth0); ``daemon`` for daemon ones."""
+
+    kind: FaultKind
+    target: str
+    device: str = "eth0"
+    daemon: str = ""
+
+
+class Replay(msgspec.Struct, frozen=True):
+    """A pcap (the file's bytes) to send from a place, with addresses rewritten (old to new)."""
+
+    source: str
+    pcap: bytes
+    rewrite: dict[str, str] = {}
+    speed: float = 0.0
+
+
+class Send(msgspec.Struct, frozen=True):
+    """Packets to send from a place, as a scapy expression (``emulator.traffic.expression`` says what is allowed)."""
+
+    source: str
+    expression: str
+    count: int = 1
+
+
+class Verbs:
+    """The verbs of one running lab."""
+
+    def __init__(self, runtime: Runtime, machinery: Machinery, status: Callable[[], LabStatus]) -> None:
+        self._runtime = runtime
+        self._machinery = machinery
+        self._status = status
+        self._probes = 0
+
+    def table(self) -> list[tuple[str, str, Verb]]:
+        """Method, path and function of each verb."""
+        base = "/cnilab/v1"
+        return [
+            ("GET", f"{base}/status", lambda _path, _query, _body: self._status()),
+            ("GET", f"{base}/cluster", lambda _path, _query, _body: self._runtime.current),
+            ("GET", f"{base}/plan", lambda _path, _query, _body: msgspec.Raw(as_json(self._plan()).encode())),
+            ("GET", f"{base}/verify", lambda _path, _query, _body: self._machinery.differences(self._plan())),
+            ("POST", f"{base}/apply", self._apply),
+            ("POST", f"{base}/delete", self._delete),
+            ("POST", f"{base}/probe", self._probe),
+            ("POST", f"{base}/streams", self._start_stream),
+            ("DELETE", f"{base}/streams/{{id}}", self._stop_stream),
+            ("POST", f"{base}/captures", self._start_capture),
+            ("DELETE", f"{base}/captures/{{id}}", self._stop_capture),
+            ("GET", f"{base}/captures/{{id}}/file", self._captured),
+            ("GET", f"{base}/capture", self._live_capture),
+            ("POST", f"{base}/meter", lambda _path, _query, _body: self._machinery.meter_reset(self._nodes_up())),
+            ("GET", f"{base}/meter", lambda _path, _query, _body: self._machinery.meter_read()),
+            ("POST", f"{base}/replay", self._replay),
+            ("POST", f"{base}/send", self._send),
+            ("POST", f"{base}/fault", self._fault),
+            ("GET", f"{base}/logs", self._logs),
+            ("GET", f"{base}/entry", self._entry),
+        ]
+
+    def _nodes_up(self) -> list[str]:
+        return [node.ns for node in self._runtime.current.nodes if node.name not in self._runtime.down_nodes]
+
+    def _plan(self) -> Any:
+        if self._runtime.plan is None:
+            raise UserError("the lab has not started yet")
+        return self._runtime.plan
+
+    def _apply(self, _path: Any, _query: Any, body: Any) -> Any:
+        objects = body.get("objects") if isinstance(body, dict) else None
+        if not isinstance(objects, list):
+            raise UserError("apply wants a list of objects")
+        return [_outcome(outcome) for outcome in self._runtime.apply(objects)]
+
+    def _delete(self, _path: Any, _query: Any, body: Any) -> Any:
+        refs = [Ref(*ref) for ref in _typed(body, list[tuple[str, str, str, str]])]
+        return [_outcome(outcome) for outcome in self._runtime.delete(refs)]
+
+    def _probe(self, _path: Any, _query: Any, body: Any) -> list[ProbeAnswer]:
+        requests = _typed(body, list[ProbeRequest])
+        places = [self._places(request) for request in requests]
+        probes = []
+        for request, (source, _target, address) in zip(requests, places, strict=True):
+            self._probes += 1
+            probes.append(self._as_probe(request, source, address, f"p{self._probes}"))
+        results = self._machinery.traffic.probe(probes)
+        answers = []
+        for request, (source, target, address), result in zip(requests, places, results, strict=True):
+            answers.append(
+                ProbeAnswer(
+                    source=source.label,
+                    target=target.label,
+                    source_ns=source.ns,
+                    target_ns=target.ns or self._owner(address),
+                    address=address,
+                    protocol=request.protocol,
+                    port=request.port,
+                    result=result,
+                )
+            )
+        return answers
+
+    def _places(self, request: ProbeRequest) -> tuple[Place, Place, str]:
+        cluster = self._runtime.current
+        source, target = resolve(cluster, request.source), resolve(cluster, request.target)
+        if not source.ns:
+            raise UserError(f"{request.source!r}: packets can only be sent from a pod or a machine of the lab")
+        if request.protocol != "icmp" and not request.port:
+            raise UserError(f"a {request.protocol} probe to {request.target!r} needs a port", hint="TO:PORT")
+        return source, target, common_address(source, target, request.family)
+
+    def _as_probe(self, request: ProbeRequest, source: Place, address: str, name: str) -> Probe:
+        return Probe(
+            id=name,
+            netns=self._machinery.netns(source.ns),
+            target=address,
+            protocol=request.protocol,
+            port=request.port,
+            count=request.count,
+            size=request.size,
+            timeout=request.timeout,
+            interval=request.interval,
+            dont_fragment=request.dont_fragment,
+            ttl=request.ttl,
+            allow_fragments=request.allow_fragments,
+        )
+
+    def _owner(self, address: str) -> str:
+        cluster = self._runtime.current
+        for pod in cluster.pods:
+            if address in pod.addresses:
+                return pod.ns
+        for machine in cluster.topology.machines:
+            for interface in machine.interfaces:
+                if any(address == mine.partition("/")[0] for mine in interface.addresses):
+                    return machine.ns
+        return ""
+
+    def _start_stream(self, _path: Any, _query: Any, body: Any) -> dict[str, str]:
+        request = _typed(body["probe"], ProbeRequest)
+        rate = _typed(body["rate"], float)
+        if not 0 < rate <= 10_000:
+            raise UserError(f"a stream of {rate:g} requests a second is not possible", hint="1 to 10000")
+        source, _target, address = self._places(request)
+        self._probes += 1
+        name = f"s{self._probes}"
+        self._machinery.traffic.stream_start(name, self._as_probe(request, source, address, name), rate)
+        return {"id": name}
+
+    def _stop_stream(self, path: dict[str, str], _query: Any, _body: Any) -> StreamReport:
+        return self._machinery.traffic.stream_stop(path["id"])
+
+    def _start_capture(self, _path: Any, _query: Any, body: Any) -> dict[str, str]:
+        hops = _typed((body or {}).get("hops", []), list[str])
+        return {"id": self._machinery.capture_start(self._selected(hops))}
+
+    def _stop_capture(self, path: dict[str, str], _query: Any, _body: Any) -> CaptureStats:
+        return self._machinery.capture_stop(path["id"])
+
+    def _captured(self, path: dict[str, str], _query: Any, _body: Any) -> Stream:
+        return Stream(self._machinery.capture_file(path["id"]), PCAPNG)
+
+    def _live_capture(self, _path: Any, query: dict[str, str], _body: Any) -> Stream:
+        hops = [hop for hop in query.get("hops", "").split(",") if hop]
+        return Stream(self._machinery.capture_live(self._selected(hops)), PCAPNG)
+
+    def _selected(self, hops: list[str]) -> dict[str, tuple[str, ...]]:
+        """Namespaces to capture in, each with its devices (none named: all). ``PLACE[:DEVICE]``, default everything."""
+        cluster = self._runtime.current
+        if not hops:
+            everywhere = [
+                machine.ns for machine in cluster.topology.machines if machine.name not in self._runtime.down_nodes
+            ]
+            everywhere += [pod.ns for pod in cluster.pods if not pod.host_network]
+            return {ns: () for ns in ["underlay", *everywhere]}
+        chosen: dict[str, tuple[str, ...]] = {}
+        for hop in hops:
+            place, _, device = hop.partition(":")
+            ns = place if place == "underlay" else resolve(cluster, place).ns
+            if not ns:
+                raise UserError(f"{hop!r} is not a place of this lab")
+            chosen[ns] = (*chosen.get(ns, ()), device) if device else ()
+        return chosen
+
+    def _replay(self, _path: Any, _query: Any, body: Any) -> dict[str, int]:
+        wish = _typed(body, Replay)
+        source = resolve(self._runtime.current, wish.source)
+        return self._machinery.replay(source.ns, wish.pcap, wish.rewrite, wish.speed)
+
+    def _send(self, _path: Any, _query: Any, body: Any) -> dict[str, int]:
+        wish = _typed(body, Send)
+        source = resolve(self._runtime.current, wish.source)
+        return self._machinery.send(source.ns, wish.expression, wish.count)
+
+    def _fault(self, _path: Any, _query: Any, body: Any) -> None:
+        fault = _typed(body, Fault)
+        place = resolve(self._runtime.current, fault.target)
+        if place.machine is None:
+            raise UserError(f"{fault.target!r} is not a machine: faults strike nodes, routers and hosts")
+        if fault.kind == "node-crash":
+            self._runtime.crash([place.machine.name])
+        elif fault.kind == "node-return":
+            self._runtime.revive([place.machine.name])
+        elif fault.kind in ("link-down", "link-up"):
+            for interface in place.machine.interfaces:
+                if interface.name == fault.device:
+                    self._machinery.set_link(interface.peer, interface.peer_device, up=fault.kind == "link-up")
+                    return
+            raise NotFound(f"{place.label} has no interface {fault.device!r}")
+        elif fault.kind == "daemon-kill":
+            self._machinery.kill_daemon(place.machine.ns, fault.daemon)
+        else:
+            self._machinery.start_daemon(place.machine.ns, fault.daemon)
+
+    def _logs(self, _path: Any, query: dict[str, str], _body: Any) -> dict[str, str]:
+        return self._machinery.logs(query.get("place", ""), query.get("daemon", ""))
+
+    def _entry(self, _path: Any, query: dict[str, str], _body: Any) -> Entry:
+        place = resolve(self._runtime.current, query.get("place", ""))
+        if not place.ns:
+            raise UserError(f"{place.label}: commands run in pods and machines of the lab")
+        return self._machinery.entry(place)
+
+
+def _outcome(outcome: Outcome) -> dict[str, str]:
+    ref = outcome.ref
+    return {
+        "group": ref.group,
+        "kind": ref.kind,
+        "namespace": ref.namespace,
+        "name": ref.name,
+        "action": outcome.action,
+    }
+
+
+def _typed(data: Any, kind: type[T]) -> T:
+    try:
+        return msgspec.convert(data, kind)
+    except msgspec.ValidationError as error:
+        raise UserError(f"the request does not fit: {error}") from None
+
+
+def reference(kind: Kind, namespace: str, name: str) -> Ref:
+    """The identity of an object named on a command line."""
+    return Ref(kind.group, kind.kind, namespace if kind.namespaced else "", name)

@@ -1,0 +1,168 @@
+"""Expectations held against what was observed: packets, answers, counters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from emulator.capture.model import Hop, Journey
+from emulator.cluster.model import Cluster
+from emulator.compare.records import Check
+from emulator.lab.names import resolve
+from emulator.lab.records import ProbeAnswer
+from emulator.scenario.model import Expect, StreamExpect, for_style
+from emulator.traffic.model import StreamReport
+
+ANY_HOPS = "..."
+NOTHING = "no packet seen"
+
+
+def flow_checks(
+    expect: Expect, style: str, cluster: Cluster, answer: ProbeAnswer, requests: Sequence[Journey]
+) -> tuple[Check, ...]:
+    """Each expectation that speaks of ``style``, in the order of the fields."""
+    wanted = {name: for_style(getattr(expect, name), style) for name in expect.__struct_fields__}
+    first = requests[0] if requests else None
+    checks = []
+    for name, value in wanted.items():
+        if value is None:
+            continue
+        if name in _OF_RESULT:
+            observed = _OF_RESULT[name](answer)
+            met = str(value) in observed if name == "detail" else _equal(value, observed)
+        elif name == "path":
+            observed = " ".join(_places(first)) if first else NOTHING
+            met = first is not None and path_matches(value, first)
+        elif name == "source":
+            observed = first.hops[-1].packet.source if first else NOTHING
+            met = first is not None and observed in _source_addresses(value, answer, cluster, first)
+        elif name == "fragments":
+            observed = str(_pieces(requests))
+            met = bool(requests) and _pieces(requests) <= value
+        else:
+            observed = _OF_JOURNEY[name](first) if first else NOTHING
+            met = first is not None and _equal(value, observed)
+        checks.append(Check(text=f"{name}: {_written(value)}", observed=observed, met=met))
+    return tuple(checks)
+
+
+def stream_checks(expect: StreamExpect, style: str, result: StreamReport) -> tuple[Check, ...]:
+    """The same for a stream."""
+    lost = result.sent - result.received
+    outage = longest_outage(result)
+    recovered = result.received > 0 and not (result.lost and result.lost[-1].last == result.sent - 1)
+    found: dict[str, tuple[Any, Any]] = {
+        "lost_at_least": (lost, lambda value: lost >= value),
+        "lost_at_most": (lost, lambda value: lost <= value),
+        "outage_at_least": (round(outage, 3), lambda value: outage >= value),
+        "outage_at_most": (round(outage, 3), lambda value: outage <= value),
+        "recovers": (recovered, lambda value: recovered == value),
+    }
+    checks = []
+    for name, (observed, holds) in found.items():
+        value = for_style(getattr(expect, name), style)
+        if value is not None:
+            text = f"{name.replace('_', ' ')}: {_written(value)}"
+            checks.append(Check(text=text, observed=_written(observed), met=bool(holds(value))))
+    return tuple(checks)
+
+
+def longest_outage(result: StreamReport) -> float:
+    """Seconds."""
+    return max((window.milliseconds for window in result.lost), default=0.0) / 1000
+
+
+def path_matches(pattern: Sequence[str], journey: Journey) -> bool:
+    """Whether the hops fit ``place:device`` patterns; ``...`` stands for any number of hops."""
+    return _fits(list(pattern), _places(journey))
+
+
+def _fits(pattern: list[str], places: list[str]) -> bool:
+    if not pattern:
+        return not places
+    if pattern[0] == ANY_HOPS:
+        return any(_fits(pattern[1:], places[skip:]) for skip in range(len(places) + 1))
+    return bool(places) and fnmatchcase(places[0], pattern[0]) and _fits(pattern[1:], places[1:])
+
+
+def _places(journey: Journey | None) -> list[str]:
+    """``n1-p1:eth0 n1:cni0 ...``: pods of namespace default and machines by their bare names."""
+    if journey is None:
+        return []
+    return [f"{_short(hop.ns)}:{hop.device}" for hop in journey.hops]
+
+
+def _short(ns: str) -> str:
+    kind, _, name = ns.partition("/")
+    return name.removeprefix("default/") if kind == "pod" else name or kind
+
+
+def _tunnelled(journey: Journey) -> Hop | None:
+    """The first hop at which the packet is encapsulated."""
+    return next((hop for hop in journey.hops if hop.packet.tunnel is not None), None)
+
+
+def _encapsulation(journey: Journey) -> str:
+    hop = _tunnelled(journey)
+    return hop.packet.tunnel.kind if hop is not None and hop.packet.tunnel is not None else "none"
+
+
+def _overhead(journey: Journey) -> str:
+    hop = _tunnelled(journey)
+    return str(hop.packet.tunnel.overhead) if hop is not None and hop.packet.tunnel is not None else "0"
+
+
+def _pieces(requests: Sequence[Journey]) -> int:
+    """How many fragments the largest datagram among the requests came in (1: unfragmented)."""
+    by_datagram: dict[tuple[str, str, int], set[int]] = {}
+    for journey in requests:
+        for hop in journey.hops:
+            packet = hop.packet
+            if packet.more_fragments or packet.fragment_offset:
+                by_datagram.setdefault((hop.ns, hop.device, packet.ip_id), set()).add(packet.fragment_offset)
+    return max((len(offsets) for offsets in by_datagram.values()), default=1)
+
+
+def _source_addresses(wanted: str, answer: ProbeAnswer, cluster: Cluster, journey: Journey) -> tuple[str, ...]:
+    """The addresses that ``source: WANTED`` allows."""
+    if wanted == "sender":
+        return (journey.hops[0].packet.source,)
+    place, colon, device = wanted.partition(":")
+    if colon and "/" not in wanted and not wanted.count(":") > 1:
+        machine = resolve(cluster, place).machine
+        if machine is not None:
+            return tuple(
+                address.partition("/")[0]
+                for interface in machine.interfaces
+                if interface.name == device
+                for address in interface.addresses
+            )
+    return resolve(cluster, wanted).addresses
+
+
+def _equal(wanted: Any, observed: str) -> bool:
+    return _written(wanted) == observed
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return str(value)
+
+
+_OF_RESULT: dict[str, Any] = {
+    "verdict": lambda answer: answer.result.verdict,
+    "answered_by": lambda answer: answer.result.answered_by,
+    "received": lambda answer: str(answer.result.received),
+    "detail": lambda answer: answer.result.detail,
+}
+_OF_JOURNEY: dict[str, Any] = {
+    "ttl": lambda journey: str(journey.hops[-1].packet.ttl),
+    "encapsulation": _encapsulation,
+    "overhead": _overhead,
+}

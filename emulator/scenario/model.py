@@ -1,0 +1,184 @@
+"""A scenario as written: what to build, what to send, what must come of it. docs/scenarios.md is the reference.
+
+A value under ``expect`` may differ by style: a mapping from the spelling of ``--cni`` (``flannel:host-gw``, or
+``flannel`` for all its modes, or ``default``) to the value stands wherever the value itself may stand.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from emulator.lab.records import FaultKind
+from emulator.traffic.model import Protocol
+
+PerStyleText = str | dict[str, str]
+PerStyleNumber = float | dict[str, float]
+PerStyleList = list[str] | dict[str, list[str]]
+
+
+class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel", omit_defaults=True):
+    """Unknown fields are mistakes."""
+
+
+class Expect(_Strict, frozen=True):
+    """What a flow must show.
+
+    ``verdict``: delivered, refused, dropped, unreachable. ``ttl``: of the request as its receiver gets it. ``source``: the
+    request's source address as its receiver sees it: ``sender``, a place (any address of it), ``place:device``, or an
+    address. ``encapsulation``: ``none`` or the kind of tunnel that the request travels in between nodes, and ``overhead`` its
+    bytes. ``path``: ``place:device`` of each hop of the request, ``*`` standing for anything, ``...`` for any number of hops.
+    ``detail``: a text that the result's detail holds. ``fragments``: how many packets one request travels as at most on the wire.
+    """
+
+    verdict: PerStyleText | None = None
+    ttl: PerStyleNumber | None = None
+    source: PerStyleText | None = None
+    encapsulation: PerStyleText | None = None
+    overhead: PerStyleNumber | None = None
+    path: PerStyleList | None = None
+    answered_by: PerStyleText | None = None
+    received: PerStyleNumber | None = None
+    detail: PerStyleText | None = None
+    fragments: PerStyleNumber | None = None
+
+
+class StreamExpect(_Strict, frozen=True):
+    """What a stream must show: requests lost (at least, at most), the longest outage in seconds, and whether the last
+    requests of the stream were answered again."""
+
+    lost_at_least: PerStyleNumber | None = None
+    lost_at_most: PerStyleNumber | None = None
+    outage_at_least: PerStyleNumber | None = None
+    outage_at_most: PerStyleNumber | None = None
+    recovers: bool | dict[str, bool] | None = None
+
+
+class _Request(_Strict, frozen=True, kw_only=True):
+    """What flows and streams have in common; see ``traffic.model.Probe`` for the units. ``from`` and ``to`` are places."""
+
+    id: str
+    title: str = ""
+    source: str = msgspec.field(name="from")
+    target: str = msgspec.field(name="to")
+    port: int = 0
+    protocol: Protocol = "icmp"
+    size: int = 0
+    timeout: float = 1.0
+    dont_fragment: bool = False
+    allow_fragments: bool = False
+    family: Literal[0, 4, 6] = 0
+
+
+class Flow(_Request, frozen=True, kw_only=True):
+    """``count`` requests, one after another, ``interval`` seconds apart (0: each once the one before is answered)."""
+
+    count: int = 1
+    interval: float = 0.0
+    ttl: int = 0
+    expect: Expect = Expect()
+
+
+class Stream(_Request, frozen=True, kw_only=True):
+    """Requests at a constant ``rate`` (per second) while the steps ``during`` run."""
+
+    rate: float
+    during: list[Step]
+    expect: StreamExpect = StreamExpect()
+
+
+class Fault(_Strict, frozen=True):
+    """Something breaks, or is mended; see ``Lab.fault``."""
+
+    kind: FaultKind
+    target: str
+    device: str = "eth0"
+    daemon: str = ""
+
+
+class Churn(_Strict, frozen=True):
+    """The pod ``target`` is deleted ``times`` times, ``interval`` seconds apart; its owner brings it back."""
+
+    target: str
+    times: int = 1
+    interval: float = 0.0
+
+
+class Wait(_Strict, frozen=True):
+    """Until ``to`` answers ``from`` (checked over and over), at most ``timeout`` seconds; or just for some ``seconds``."""
+
+    seconds: float = 0.0
+    source: str = msgspec.field(name="from", default="")
+    target: str = msgspec.field(name="to", default="")
+    port: int = 0
+    protocol: Protocol = "icmp"
+    timeout: float = 30.0
+
+
+class Replay(_Strict, frozen=True):
+    """The packets of a pcap, sent from a pod with addresses rewritten (old to new; new ones may be places)."""
+
+    pcap: str
+    source: str = msgspec.field(name="from")
+    rewrite: dict[str, str] = {}
+    speed: float = 0.0
+
+
+class Send(_Strict, frozen=True):
+    """Hand-made packets: a scapy expression of layers, such as ``IP(dst="10.244.2.2", ttl=1)/ICMP()``.
+
+    ``expect`` looks at the first packet sent: only ``verdict`` (delivered or dropped), ``ttl``, ``source``, ``encapsulation``,
+    ``overhead`` and ``path`` can hold for it. ``to`` is where it should arrive.
+    """
+
+    id: str
+    source: str = msgspec.field(name="from")
+    target: str = msgspec.field(name="to")
+    packet: str
+    title: str = ""
+    count: int = 1
+    expect: Expect = Expect()
+
+
+class Step(_Strict, frozen=True):
+    """Exactly one of these."""
+
+    flow: Flow | None = None
+    stream: Stream | None = None
+    apply: list[str | dict[str, Any]] | None = None
+    delete: list[str] | None = None
+    fault: Fault | None = None
+    churn: Churn | None = None
+    wait: Wait | None = None
+    replay: Replay | None = None
+    send: Send | None = None
+
+    def kinds(self) -> list[str]:
+        """The fields that are given."""
+        return [name for name in self.__struct_fields__ if getattr(self, name) is not None]
+
+
+class Scenario(_Strict, frozen=True, kw_only=True):
+    """One file. ``manifests`` are files beside it, ``objects`` Kubernetes objects in place; ``requires`` names kernel
+    features and programs; ``styles`` limits it to styles that it makes sense for (none: all)."""
+
+    name: str
+    title: str
+    steps: list[Step]
+    description: str = ""
+    topology: str = "three-nodes"
+    manifests: list[str] = []
+    objects: list[dict[str, Any]] = []
+    requires: list[str] = []
+    styles: list[str] = []
+    wire_accurate: bool = True
+    seed: int = 1
+
+
+def for_style(value: Any, style: str) -> Any:
+    """The value that holds for ``style``; None where the mapping does not speak of it."""
+    if not isinstance(value, dict):
+        return value
+    name = style.partition(":")[0]
+    return value.get(style, value.get(name, value.get("default")))

@@ -1,0 +1,316 @@
+"""Runs scenarios: each one under each style in a lab of its own, captured from first to last step, into a run directory.
+
+Steps are carried out first and judged afterwards: packets are followed once the capture is complete, each flow's in its own
+window of time, and explained by the plan that was in force when they were sent.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from emulator.capture.model import Event, Journey
+from emulator.cluster.model import Cluster
+from emulator.compare.records import FlowJourney, FlowResult, StyleMeta
+from emulator.errors import CnilabError, UserError
+from emulator.lab.lab import Capture, Lab
+from emulator.lab.records import ProbeAnswer, ProbeRequest
+from emulator.lab.tracing import sort_journeys
+from emulator.plan.model import Plan
+from emulator.scenario.expect import flow_checks, longest_outage, stream_checks
+from emulator.scenario.hooks import passes
+from emulator.scenario.load import Loaded
+from emulator.scenario.model import Churn, Flow, Replay, Send, Step, Stream, Wait
+from emulator.traffic.model import ProbeResult, StreamReport
+
+Progress = Callable[[str], None]
+
+SETTLE = 0.02  # s: the last packets of a flow reach their sockets within this, on an idle machine within 100 us
+POLL = 0.1  # s between attempts while a step waits for something to answer
+
+
+class Sent(NamedTuple):
+    """A flow that was carried out: what was asked, what came back, when, and under which plan."""
+
+    step: Flow | Send
+    answer: ProbeAnswer
+    start: int
+    end: int
+    plan: Plan
+    cluster: Cluster
+    meter: list[list[object]]
+
+
+class Outcome(NamedTuple):
+    """One scenario under one style."""
+
+    results: list[FlowResult]
+    journeys: list[FlowJourney]
+    meta: StyleMeta
+    plan: Plan | None
+    events: list[Event]
+    logs: dict[str, str]
+
+
+def run_scenario(
+    loaded: Loaded, style: str, *, allow_missing: bool = False, progress: Progress = lambda _text: None
+) -> Outcome:
+    """Build the scenario's cluster under ``style``, carry out its steps, and judge them.
+
+    Raises what building the lab raises; a step that cannot be carried out raises too.
+    """
+    scenario = loaded.scenario
+    manifests = [loaded.beside(name) for name in scenario.manifests]
+    with Lab(
+        scenario.topology if "/" not in scenario.topology else loaded.beside(scenario.topology),
+        cni=style,
+        manifests=[*manifests, *scenario.objects],
+        wire_accurate=scenario.wire_accurate,
+        allow_missing=allow_missing,
+        progress=progress,
+    ) as lab:
+        runner = _Runner(lab, loaded, style)
+        with lab.capture() as capture:
+            progress("sending packets")
+            runner.steps(scenario.steps)
+            time.sleep(SETTLE)
+        progress("following packets")
+        return runner.judge(capture)
+
+
+class _Runner:
+    """Carries out steps in one lab and remembers what happened."""
+
+    def __init__(self, lab: Lab, loaded: Loaded, style: str) -> None:
+        self._lab = lab
+        self._loaded = loaded
+        self._style = style
+        self._sent: list[Sent] = []
+        self._streams: list[tuple[Stream, StreamReport, ProbeRequest]] = []
+        self._plan = lab.plan()
+        self._cluster = lab.cluster()
+
+    def steps(self, steps: Sequence[Step]) -> None:
+        for step in steps:
+            self._step(step)
+
+    def _step(self, step: Step) -> None:
+        if step.flow is not None:
+            self._flow(step.flow)
+        elif step.send is not None:
+            self._send(step.send)
+        elif step.stream is not None:
+            self._stream(step.stream)
+        elif step.wait is not None:
+            self._wait(step.wait)
+        elif step.replay is not None:
+            self._replay(step.replay)
+        else:
+            self._change(step)
+            self._plan = self._lab.plan()
+            self._cluster = self._lab.cluster()
+
+    def _change(self, step: Step) -> None:
+        if step.apply is not None:
+            self._lab.apply(*[item if isinstance(item, dict) else self._loaded.beside(item) for item in step.apply])
+        elif step.delete is not None:
+            for item in step.delete:
+                kind, _, name = item.partition("/")
+                namespace, slash, rest = name.partition("/")
+                self._lab.delete(kind, rest if slash else name, namespace if slash else "default")
+        elif step.fault is not None:
+            fault = step.fault
+            self._lab.fault(fault.kind, fault.target, device=fault.device, daemon=fault.daemon)
+        elif step.churn is not None:
+            self._churn(step.churn)
+
+    def _flow(self, flow: Flow) -> None:
+        request = _request(flow, count=flow.count, interval=flow.interval, ttl=flow.ttl)
+        self._lab.meter_reset()
+        start = time.time_ns()
+        answer = self._lab.probes([request])[0]
+        time.sleep(SETTLE)
+        end = time.time_ns()
+        self._sent.append(Sent(flow, answer, start, end, self._plan, self._cluster, self._lab.meter_read()))
+
+    def _send(self, send: Send) -> None:
+        source, target = self._lab.resolve(send.source), self._lab.resolve(send.target)
+        self._lab.meter_reset()
+        start = time.time_ns()
+        count = self._lab.send(send.source, send.packet, send.count)
+        time.sleep(SETTLE)
+        end = time.time_ns()
+        answer = ProbeAnswer(
+            source=source.label, target=target.label, source_ns=source.ns, target_ns=target.ns,
+            address=target.addresses[0], protocol="icmp", port=0,
+            result=ProbeResult(id=send.id, verdict="dropped", sent=count, received=0),
+        )  # fmt: skip
+        self._sent.append(Sent(send, answer, start, end, self._plan, self._cluster, self._lab.meter_read()))
+
+    def _stream(self, stream: Stream) -> None:
+        request = _request(stream)
+        with self._lab.stream(request, stream.rate) as running:
+            self.steps(stream.during)
+        self._streams.append((stream, running.result, request))
+
+    def _wait(self, wait: Wait) -> None:
+        time.sleep(wait.seconds)
+        if not wait.source:
+            return
+        request = ProbeRequest(wait.source, wait.target, wait.port, wait.protocol, timeout=0.5)
+        deadline = time.monotonic() + wait.timeout
+        while not self._lab.probes([request])[0].reached:
+            if time.monotonic() > deadline:
+                raise UserError(f"{wait.target} did not answer {wait.source} within {wait.timeout:g} s")
+            time.sleep(POLL)
+
+    def _replay(self, replay: Replay) -> None:
+        with open(self._loaded.beside(replay.pcap), "rb") as file:
+            pcap = file.read()
+        rewrite = {old: self._lab.resolve(new).addresses[0] for old, new in replay.rewrite.items()}
+        self._lab.replay(replay.source, pcap, rewrite, replay.speed)
+
+    def _churn(self, churn: Churn) -> None:
+        for turn in range(churn.times):
+            if turn:
+                time.sleep(churn.interval)
+            pod = self._lab.resolve(churn.target).pod
+            if pod is None:
+                raise UserError(f"{churn.target} is not a pod")
+            self._lab.delete("pod", pod.name, pod.namespace)
+
+    def judge(self, capture: Capture) -> Outcome:
+        from emulator.capture.explain import explain
+        from emulator.capture.follow import follow
+
+        scenario = self._loaded.scenario.name
+        status = self._lab.status()
+        events = capture.events()
+        results: list[FlowResult] = []
+        journeys: list[FlowJourney] = []
+        uncorrelated = 0
+        for sent in self._sent:
+            window = [event for event in events if sent.start <= event.time <= sent.end]
+            followed = follow(window)
+            uncorrelated += len(followed.uncorrelated)
+            explained = explain(followed.journeys, sent.plan)
+            requests, replies, others = _sorted(explained, sent)
+            answer = _with_delivery(sent, requests)
+            results.append(self._flow_result(scenario, sent, answer, requests))
+            for direction, found in (("request", requests), ("reply", replies), ("error", _errors(others))):
+                journeys += [
+                    FlowJourney(scenario, self._style, sent.step.id, direction, index, journey)  # type: ignore[arg-type]
+                    for index, journey in enumerate(found)
+                ]
+        results += [self._stream_result(scenario, *stream) for stream in self._streams]
+        meta = StyleMeta(
+            style=self._style,
+            title=status.title,
+            setup_seconds=status.setup_seconds,
+            choices=status.choices,
+            labels=status.labels,
+            captured=capture.stats.captured,
+            lost=capture.stats.lost,
+            uncorrelated=uncorrelated,
+        )
+        return Outcome(results, journeys, meta, self._plan, events, self._lab.logs())
+
+    def _flow_result(self, scenario: str, sent: Sent, answer: ProbeAnswer, requests: Sequence[Journey]) -> FlowResult:
+        step, result = sent.step, answer.result
+        return FlowResult(
+            scenario=scenario,
+            style=self._style,
+            flow=step.id,
+            title=step.title or f"{step.source} → {step.target}",
+            source=answer.source,
+            target=answer.target,
+            source_ns=answer.source_ns,
+            target_address=answer.address,
+            protocol=answer.protocol,
+            verdict=result.verdict,
+            port=answer.port,
+            size=step.size if isinstance(step, Flow) else 0,
+            count=step.count,
+            sent=result.sent,
+            received=result.received,
+            times=result.times,
+            answered_by=result.answered_by,
+            source_seen=result.source_seen,
+            detail=result.detail,
+            checks=flow_checks(step.expect, self._style, sent.cluster, answer, requests),
+            hook_passes=passes(sent.meter, requests),
+            pod_mtu=_mtu(sent.plan, answer.source_ns),
+        )
+
+    def _stream_result(self, scenario: str, stream: Stream, result: StreamReport, request: ProbeRequest) -> FlowResult:
+        source, target = self._lab.resolve(request.source), self._lab.resolve(request.target)
+        lost = result.sent - result.received
+        return FlowResult(
+            scenario=scenario,
+            style=self._style,
+            flow=stream.id,
+            title=stream.title or f"{stream.source} → {stream.target}, {stream.rate:g}/s",
+            source=source.label,
+            target=target.label,
+            source_ns=source.ns,
+            target_address=target.addresses[0],
+            protocol=stream.protocol,
+            verdict="delivered" if result.received else "dropped",
+            port=stream.port,
+            count=result.sent,
+            sent=result.sent,
+            received=result.received,
+            detail=f"{lost} of {result.sent} lost, longest outage {longest_outage(result):.2f} s",
+            checks=stream_checks(stream.expect, self._style, result),
+        )
+
+
+def _request(step: Flow | Stream, *, count: int = 1, interval: float = 0.0, ttl: int = 0) -> ProbeRequest:
+    return ProbeRequest(
+        source=step.source, target=step.target, port=step.port, protocol=step.protocol, count=count, size=step.size,
+        timeout=step.timeout, interval=interval, dont_fragment=step.dont_fragment, family=step.family, ttl=ttl,
+        allow_fragments=step.allow_fragments,
+    )  # fmt: skip
+
+
+def _sorted(journeys: Sequence[Journey], sent: Sent) -> tuple[list[Journey], list[Journey], tuple[Journey, ...]]:
+    if isinstance(sent.step, Flow):
+        return sort_journeys(journeys, sent.answer)
+    mine = [item for item in journeys if item.hops[0].ns == sent.answer.source_ns and item.hops[0].packet.version]
+    return mine, [], tuple(item for item in journeys if item not in mine)
+
+
+def _with_delivery(sent: Sent, requests: Sequence[Journey]) -> ProbeAnswer:
+    """Hand-made packets get no answer: they are delivered if one of them was seen arriving."""
+    if isinstance(sent.step, Flow):
+        return sent.answer
+    arrived = [item for item in requests if item.hops[-1].ns == sent.answer.target_ns]
+    result = sent.answer.result
+    result = ProbeResult(
+        id=result.id, verdict="delivered" if arrived else "dropped", sent=result.sent, received=len(arrived)
+    )
+    return ProbeAnswer(
+        source=sent.answer.source, target=sent.answer.target, source_ns=sent.answer.source_ns,
+        target_ns=sent.answer.target_ns, address=sent.answer.address, protocol=sent.answer.protocol, port=0, result=result,
+    )  # fmt: skip
+
+
+def _errors(others: Sequence[Journey]) -> list[Journey]:
+    """ICMP errors: what else was captured (ARP, BGP) belongs to no flow."""
+    return [
+        item for item in others
+        if (item.hops[0].packet.protocol == "icmp" and item.hops[0].packet.icmp_type in (3, 11))
+        or (item.hops[0].packet.protocol == "icmpv6" and item.hops[0].packet.icmp_type in (1, 2, 3))
+    ]  # fmt: skip
+
+
+def _mtu(plan: Plan, ns: str) -> int:
+    from emulator.plan.model import Veth
+
+    return next((item.mtu for item in plan.in_namespace(ns) if isinstance(item, Veth) and item.name == "eth0"), 0)
+
+
+def failed(style: str, error: CnilabError) -> StyleMeta:
+    """A style that could not run at all, with its reason."""
+    return StyleMeta(style=style, title=style, error=f"{error.message} {error.hint}".strip())
