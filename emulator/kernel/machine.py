@@ -117,5 +117,3 @@ def same_namespace(pid: int, handle: MachineHandle) -> bool:
 def processes_of(handle: MachineHandle) -> list[int]:
     """Every process that lives in the machine."""
     return [int(name) for name in os.listdir("/proc") if name.isdigit() and same_namespace(int(name), handle)]
-
-

@@ -152,6 +152,7 @@ def veth(
     peer_netns: int,
     *,
     mtu: int,
+    peer_mtu: int = 0,
     mac: str = "",
     peer_mac: str = "",
     master: int = 0,
@@ -162,7 +163,7 @@ def veth(
     before the two are joined (ENOTCONN), so it takes a message in its own namespace. The descriptor may be closed
     after the request was submitted.
     """
-    far: list[tuple[str, Any]] = [("IFLA_IFNAME", peer), ("IFLA_MTU", mtu), ("IFLA_NET_NS_FD", peer_netns)]
+    far: list[tuple[str, Any]] = [("IFLA_IFNAME", peer), ("IFLA_MTU", peer_mtu or mtu), ("IFLA_NET_NS_FD", peer_netns)]
     if peer_mac:
         far.append(("IFLA_ADDRESS", peer_mac))
     end = {"index": peer_index, "attrs": far}

@@ -158,21 +158,19 @@ def within(machine: MachineHandle, function: Callable[[], T]) -> T:
     return in_thread(body)
 
 
-def within_each(
-    machines: Mapping[str, MachineHandle], functions: Mapping[str, Callable[[], T]], limit: int
-) -> dict[str, T | Exception]:
-    """Run one function per machine, at most ``limit`` at a time; each result or exception under the machine's name."""
+def in_parallel(functions: Mapping[str, Callable[[], T]], limit: int) -> dict[str, T | Exception]:
+    """Run each function in a thread of its own, at most ``limit`` at a time; its result or exception by its name."""
     results: dict[str, T | Exception] = {}
     gate = threading.Semaphore(limit)
 
-    def body(ns: str) -> None:
+    def body(name: str) -> None:
         with gate:
             try:
-                results[ns] = within(machines[ns], functions[ns])
-            except Exception as error:  # reported by the caller, per machine
-                results[ns] = error
+                results[name] = functions[name]()
+            except Exception as error:  # the caller reports it, by name
+                results[name] = error
 
-    threads = [threading.Thread(target=body, args=(ns,), daemon=True) for ns in functions]
+    threads = [threading.Thread(target=body, args=(name,), daemon=True) for name in functions]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -110,7 +110,9 @@ class Channel:
     def __enter__(self) -> Channel:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def submit(self, requests: Sequence[Request]) -> list[Refusal]:
@@ -231,5 +233,3 @@ def link_indexes(channel: Channel) -> dict[str, int]:
 RTM_GETLINK = 18
 IFLA_IFNAME = 3
 _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
-
-

@@ -51,7 +51,7 @@ _import_mininet()
 
 from mininet.link import Intf, Link  # noqa: E402
 from mininet.net import Mininet  # noqa: E402
-from mininet.node import Host, Switch  # noqa: E402
+from mininet.node import Host, Node, Switch  # noqa: E402
 
 PROMPT = chr(127)  # Mininet's sentinel
 SHELL = ("bash", "--norc", "--noediting", "-is")
@@ -139,10 +139,13 @@ class LabSwitch(Switch):
     isSetup = True  # noqa: N815
 
     def __init__(self, name: str, **params: Any) -> None:
-        params.setdefault("dpid", f"{zlib.crc32(name.encode()):016x}")  # Mininet derives it from digits in the name
-        params["inNamespace"] = False
         self._talking = False
-        super().__init__(name, **params)
+        # Not Switch's constructor: it opens a shell to put lo up, and wants digits in the name for the datapath id.
+        Node.__init__(self, name, **{**params, "inNamespace": False})
+        self.dpid = f"{zlib.crc32(name.encode()):016x}"
+        self.opts = ""
+        self.listenPort = None
+        self.controlIntf = LabIntf("lo", self, port=0)
 
     def startShell(self, mnopts: str | None = None) -> None:  # noqa: N802
         """Only once somebody talks to the switch."""
@@ -189,6 +192,9 @@ class LabSwitch(Switch):
 class LabIntf(Intf):
     """An interface that is configured by netlink."""
 
+    ip: str | None
+    prefixLen: str | None  # noqa: N815
+
     def _channel(self) -> Channel:
         return Channel(self.node.handle.net if isinstance(self.node, LabNode) else None)
 
@@ -216,7 +222,7 @@ class LabIntf(Intf):
             _must(channel, [change_link(None, link_indexes(channel)[self.name], mac=macstr)])
         self.mac = macstr
 
-    def isUp(self, setUp: bool = False) -> bool:  # noqa: N802, N803
+    def isUp(self, setUp: bool = False) -> bool:  # noqa: N802
         """Whether the interface is up, after setting it so if asked."""
         with self._channel() as channel:
             index = link_indexes(channel).get(self.name)
@@ -342,7 +348,7 @@ class LabNet(Mininet):
             switch.terminate()
 
     def add_veth(self, item: Veth, switch_of: dict[str, str]) -> None:
-        """Enter a cable that was made. ``switch_of`` tells for a device of the underlay which bridge it is a port of."""
+        """Enter a cable that was made. ``switch_of`` names the bridge that a device of the underlay is a port of."""
         ends = [self._end(item.ns, item.name, switch_of), self._end(item.peer_ns, item.peer, switch_of)]
         if None in ends:
             return

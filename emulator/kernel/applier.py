@@ -1,0 +1,238 @@
+"""Carry out the difference of two plans: all of it, or nothing.
+
+Operations are gathered by kind, since the kernel is fast when it is asked for much at once. Removals come first, the
+other way round; then what is new, from the namespaces up to the daemons. Every object that is set or taken away is
+written down. When one is refused, the list is run backwards, objects that fell with a device or namespace included, and
+the error goes to the caller; if even that fails, the lab is ``broken`` and must be torn down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+from emulator.errors import CnilabError
+from emulator.kernel import offloads
+from emulator.kernel.daemons import Supervisor
+from emulator.kernel.impairment import Impairments
+from emulator.kernel.inventory import Inventory
+from emulator.kernel.node_files import remove_files, write_files
+from emulator.kernel.rulesets import Rulesets
+from emulator.kernel.underlay import LabNet
+from emulator.kernel.wiring import Wired, Wiring
+from emulator.plan.diff import Operation
+from emulator.plan.model import (
+    AnyObject,
+    Daemon,
+    File,
+    Impairment,
+    IpSet,
+    IptablesRules,
+    Namespace,
+    NftTable,
+    Offloads,
+    Plan,
+    Route,
+    Sysctl,
+)
+
+Progress = Callable[[str], None]
+T = TypeVar("T")
+
+_RULESETS = (IptablesRules, NftTable, IpSet)
+_NOT_WIRED = (*_RULESETS, Offloads, Impairment, File, Daemon)
+
+
+class Applier:
+    """The one that changes the kernel. Not for several threads at once.
+
+    ``net`` is the Mininet to build the underlay in (None: a new one). ``allow_missing`` lets impairments go that this
+    kernel cannot do; ``labels`` then says which. ``on_death`` hears of daemons that die.
+    """
+
+    def __init__(
+        self,
+        net: LabNet | None = None,
+        *,
+        allow_missing: bool = False,
+        on_death: Callable[[str, str, str], None] | None = None,
+    ) -> None:
+        self.net = net if net is not None else LabNet()
+        self.inventory = Inventory()
+        self.wiring = Wiring(self.net, self.inventory)
+        self.rulesets = Rulesets(self.net)
+        self.supervisor = Supervisor(self.net, on_death)
+        self.impairments = Impairments(self.wiring.netns, allow_missing=allow_missing)
+        self.broken = False
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What every output must say: wishes of the topology that this kernel could not grant."""
+        return self.impairments.labels
+
+    def apply(self, operations: Sequence[Operation], progress: Progress | None = None) -> None:
+        """Carry out the operations, or none of them.
+
+        Raises ApplyError (or DaemonError, Unsupported) with the lab as it was before; with ``broken`` set on the
+        error and on this object, the lab must be torn down.
+        """
+        if self.broken:
+            raise CnilabError("the lab is half-wired after a failed change", hint="take it down: `cnilab down`")
+        removed = [step.old for step in operations if step.verb == "remove" and step.old is not None]
+        replaced = [
+            (step.old, step.new)
+            for step in operations
+            if step.verb == "replace" and step.old is not None and step.new is not None
+        ]
+        added = [step.new for step in operations if step.verb == "add" and step.new is not None]
+        self.impairments.check([*added, *(new for _, new in replaced)])
+        journal = _Journal(self.inventory)
+        try:
+            self._execute(removed, replaced, added, journal, progress or _silent)
+        except BaseException as error:
+            self._undo(journal, error)
+            raise
+
+    def wait_learned(self, plan: Plan, timeout: float = 30.0, progress: Progress | None = None) -> None:
+        """Return once every route that a daemon must bring is in the kernel (see :mod:`emulator.kernel.learned`)."""
+        from emulator.kernel.learned import wait_learned
+
+        wanted = [item for item in plan if isinstance(item, Route) and item.learned]
+        wait_learned(wanted, self.wiring.channel, self.wiring.netns, self.supervisor, timeout, progress or _silent)
+
+    def close(self) -> None:
+        """End daemons and shells and let go of all descriptors. The namespaces die with the sandbox."""
+        self.supervisor.close()
+        self.wiring.close()
+        for node in list(self.net.hosts):
+            node.terminate()
+
+    # ------------------------------------------------------------ forwards
+
+    def _execute(
+        self,
+        removed: Sequence[AnyObject],
+        replaced: Sequence[tuple[AnyObject, AnyObject]],
+        added: Sequence[AnyObject],
+        journal: _Journal,
+        progress: Progress,
+    ) -> None:
+        self.wiring.begin()
+        if removed:
+            progress(f"removing {_count(removed)}")
+            self._remove(removed, journal)
+        self._make([item for item in added if not _is_learned(item)], replaced, journal, progress)
+
+    def _remove(self, removed: Sequence[AnyObject], journal: _Journal) -> None:
+        self.supervisor.stop(_of(removed, Daemon), journal.taken)
+        dead = {item.ns for item in removed if isinstance(item, Namespace)}
+        removed = [item for item in removed if item.ns not in dead or not isinstance(item, _NOT_WIRED)]
+        remove_files(self.net, _of(removed, File), journal.taken)
+        self.rulesets.remove([item for item in removed if isinstance(item, _RULESETS)], journal.taken)
+        self.impairments.remove(_of(removed, Impairment), journal.taken)
+        offloads.switch(_of(removed, Offloads), self.wiring.netns, journal.taken, on=True)
+        wired: list[Any] = [item for item in removed if not isinstance(item, _NOT_WIRED)]
+        self.wiring.remove(wired, journal.taken)
+
+    def _make(
+        self,
+        added: Sequence[AnyObject],
+        replaced: Sequence[tuple[AnyObject, AnyObject]],
+        journal: _Journal,
+        progress: Progress,
+    ) -> None:
+        wired: list[Wired] = [item for item in added if not isinstance(item, _NOT_WIRED)]
+        rewired: list[Any] = [pair for pair in replaced if not isinstance(pair[1], _NOT_WIRED)]
+        if wired or rewired:
+            progress(f"wiring {_count([*wired, *(new for _, new in rewired)])}")
+        self.wiring.make(wired, rewired, journal.put)
+        offloads.switch(_of(added, Offloads), self.wiring.netns, journal.put)
+        self.impairments.set(_of([*added, *(new for _, new in replaced)], Impairment), journal.put)
+        rules = [item for item in added if isinstance(item, _RULESETS)]
+        changed = [(old, new) for old, new in replaced if isinstance(old, _RULESETS) and isinstance(new, _RULESETS)]
+        if rules or changed:
+            progress(f"loading {len(rules) + len(changed)} rulesets")
+        self.rulesets.load(rules, changed, journal.put)
+        write_files(self.net, _of([*added, *(new for _, new in replaced)], File), journal.put)
+        daemons = _of(added, Daemon)
+        restarted = [(old, new) for old, new in replaced if isinstance(old, Daemon) and isinstance(new, Daemon)]
+        if daemons or restarted:
+            progress(f"starting {len(daemons) + len(restarted)} daemons")
+        self.supervisor.start(daemons, journal.put)
+        self.supervisor.change(restarted, journal.put)
+
+    # ------------------------------------------------------------ backwards
+
+    def _undo(self, journal: _Journal, error: BaseException) -> None:
+        added, replaced, removed = journal.inverse()
+        again = _Journal(self.inventory)
+        try:
+            self.wiring.begin()
+            self.wiring.restore_sysctls(_surviving_sysctls(added), again.taken)
+            self._remove([item for item in reversed(added) if not isinstance(item, Sysctl)], again)
+            self._make(removed, replaced, again, _silent)
+        except Exception as second:  # whatever it is: the lab is half-wired
+            self.broken = True
+            error.broken = True  # type: ignore[attr-defined]
+            error.add_note(f"and it could not be undone: {second}")
+            if isinstance(error, CnilabError):
+                error.hint = "the lab is half-wired: take it down with `cnilab down`"
+
+
+class _Journal:
+    """What was done, in order, with what fell along with it; keeps the inventory in step."""
+
+    def __init__(self, inventory: Inventory) -> None:
+        self._inventory = inventory
+        self._before: dict[tuple[str | int, ...], AnyObject | None] = {}
+
+    def put(self, item: AnyObject) -> None:
+        """The object was set."""
+        self._before.setdefault(item.key, self._inventory.find(item.key))
+        self._inventory.put(item)
+
+    def taken(self, item: AnyObject) -> None:
+        """The object was taken away, and others with it."""
+        for fallen in self._inventory.falls_with(item):
+            self._before.setdefault(fallen.key, self._inventory.find(fallen.key))
+            self._inventory.take(fallen)
+
+    def inverse(self) -> tuple[list[AnyObject], list[tuple[AnyObject, AnyObject]], list[AnyObject]]:
+        """What is to be removed, replaced (from, to) and added for everything to be as before."""
+        remove: list[AnyObject] = []
+        replace: list[tuple[AnyObject, AnyObject]] = []
+        add: list[AnyObject] = []
+        for key, before in self._before.items():
+            now = self._inventory.find(key)
+            if before is None:
+                if now is not None:
+                    remove.append(now)
+            elif now is None:
+                add.append(before)
+            elif now is not before:
+                replace.append((now, before))
+        return remove, replace, add
+
+
+def _surviving_sysctls(added: Iterable[AnyObject]) -> list[Sysctl]:
+    """Parameters of namespaces that were there before."""
+    added = list(added)
+    born = {item.ns for item in added if isinstance(item, Namespace)}
+    return [item for item in added if isinstance(item, Sysctl) and item.ns not in born]
+
+
+def _of(items: Iterable[AnyObject], kind: type[T]) -> list[T]:
+    return [item for item in items if isinstance(item, kind)]
+
+
+def _is_learned(item: AnyObject) -> bool:
+    return isinstance(item, Route) and item.learned
+
+
+def _count(items: Sequence[AnyObject]) -> str:
+    namespaces = sum(isinstance(item, Namespace) for item in items)
+    return f"{len(items)} objects" + (f", {namespaces} namespaces" if namespaces else "")
+
+
+def _silent(_: str) -> None:
+    """Nobody watches."""

@@ -1,0 +1,232 @@
+"""iptables, nftables and ipset rules, loaded as whole transactions inside the namespace that they are for.
+
+Every machine is served by its own thread, which enters its network and mount namespace (/run/xtables.lock is private)
+and starts the real tool with the text on standard input; no shell sees any of it. An error names a line of the text,
+and the line finds the chain and the rule.
+
+The iptables back end is probed by using it: nf_tables, as on today's distributions, else legacy.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from emulator.errors import ApplyError, Unsupported
+from emulator.kernel.namespaces import enter, in_parallel, in_thread
+from emulator.kernel.netns import netns_path
+from emulator.kernel.syscalls import CLONE_NEWNET, setns
+from emulator.kernel.underlay import LabNet
+from emulator.plan.describe import describe
+from emulator.plan.iptables import remove_text, restore_text
+from emulator.plan.model import UNDERLAY, AnyObject, IpSet, IptablesRules, NftTable
+
+Ruleset = IptablesRules | NftTable | IpSet
+Done = Callable[[AnyObject], None]
+
+LOCK_WAIT = "5"  # seconds, for the legacy back end's /run/xtables.lock
+TIMEOUT = 60.0  # seconds for one tool; a thousand rules take well under one
+PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+
+_LINE = re.compile(r"line:? (\d+)")
+_SAFE_MEMBER = re.compile(r"[0-9A-Za-z.:/,_-]+")
+
+
+@dataclass
+class _Text:
+    """Input of one tool: per object, its lines. ``COMMIT`` of one object takes effect even if a later one fails."""
+
+    argv: tuple[str, ...]
+    parts: list[tuple[Ruleset, str]]
+    one_transaction: bool = False
+
+    @property
+    def whole(self) -> str:
+        return "".join(text for _, text in self.parts)
+
+
+class Rulesets:
+    """Loads rules into the machines of ``net``."""
+
+    def __init__(self, net: LabNet) -> None:
+        self._net = net
+        self._backend: Literal["", "nf_tables", "legacy"] = ""
+
+    @property
+    def backend(self) -> str:
+        """The iptables back end in use: ``nf_tables`` or ``legacy``; empty before the first rule."""
+        return self._backend
+
+    def load(self, items: Sequence[Ruleset], changed: Sequence[tuple[Ruleset, Ruleset]], done: Done) -> None:
+        """Put rules in force; ``changed`` are pairs of old and new. Raises ApplyError, Unsupported."""
+        work = [(None, item) for item in items] + list(changed)
+        self._run(work, done)
+
+    def remove(self, items: Sequence[Ruleset], done: Done) -> None:
+        """Take rules away. Sets go last: rules refer to them."""
+        self._run([(item, None) for item in items], done)
+
+    def _run(self, work: Sequence[tuple[Ruleset | None, Ruleset | None]], done: Done) -> None:
+        grouped: defaultdict[str, list[tuple[Ruleset | None, Ruleset | None]]] = defaultdict(list)
+        for old, new in work:
+            item = new if new is not None else old
+            if item is not None:
+                grouped[item.ns].append((old, new))
+        if not grouped:
+            return
+        if not self._backend and any(isinstance(new or old, IptablesRules) for old, new in work):
+            self._backend = self._probe(next(iter(grouped)))
+        finished: defaultdict[str, list[Ruleset]] = defaultdict(list)
+
+        def visit(ns: str) -> Callable[[], None]:
+            def body() -> None:
+                self._enter(ns)
+                for text in self._texts(grouped[ns]):
+                    _feed(ns, text, finished[ns].append)
+
+            return body
+
+        results = in_parallel({ns: visit(ns) for ns in grouped}, os.cpu_count() or 1)
+        for members in finished.values():
+            for item in members:
+                done(item)
+        for result in results.values():
+            if isinstance(result, Exception):
+                raise result
+
+    def _enter(self, ns: str) -> None:
+        """Move this thread there: into all of a machine, or the network of a pod."""
+        if ns != UNDERLAY and not ns.startswith("pod/"):
+            enter(self._net.handle(ns))
+            return
+        descriptor = os.open(netns_path(ns), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            setns(descriptor, CLONE_NEWNET)
+        finally:
+            os.close(descriptor)
+
+    def _probe(self, ns: str) -> Literal["nf_tables", "legacy"]:
+        def body() -> Literal["nf_tables", "legacy"] | None:
+            self._enter(ns)
+            for backend, tool in (("nf_tables", "iptables-nft-restore"), ("legacy", "iptables-legacy-restore")):
+                try:
+                    _tool((tool, "--noflush"), "*nat\n:CNILAB-PROBE - [0:0]\n-X CNILAB-PROBE\nCOMMIT\n")
+                except (OSError, subprocess.SubprocessError):
+                    continue
+                return "nf_tables" if backend == "nf_tables" else "legacy"
+            return None
+
+        found = in_thread(body)
+        if found is None:
+            raise Unsupported(
+                "iptables rules cannot be loaded: neither the nf_tables nor the legacy back end works here",
+                hint="install iptables; `cnilab doctor` tells what else is missing",
+                features=("iptables",),
+            )
+        return found
+
+    def _texts(self, work: Sequence[tuple[Ruleset | None, Ruleset | None]]) -> list[_Text]:
+        """What to feed to which tool, in order: sets before the rules that name them, and after them when they go."""
+        born: list[tuple[Ruleset, str]] = []
+        dying: list[tuple[Ruleset, str]] = []
+        iptables: dict[int, list[tuple[Ruleset, str]]] = {4: [], 6: []}
+        nft: list[tuple[Ruleset, str]] = []
+        for old, new in work:
+            if isinstance(new, IpSet):
+                born.append((new, _set_text(new)))
+            elif isinstance(old, IpSet):
+                dying.append((old, f"destroy {old.name}\n"))
+            elif isinstance(new, IptablesRules):
+                before = old if isinstance(old, IptablesRules) else None
+                iptables[new.family].append((new, restore_text(new, before)))
+            elif isinstance(old, IptablesRules):
+                iptables[old.family].append((old, remove_text(old)))
+            elif isinstance(new, NftTable):
+                nft.append((new, f"{_drop_text(new)}table {new.family} {new.name} {{\n{new.body}\n}}\n"))
+            elif isinstance(old, NftTable):
+                nft.append((old, _drop_text(old)))
+        flavour = "nft" if self._backend == "nf_tables" else "legacy"
+        wait = () if flavour == "nft" else ("-w", LOCK_WAIT)
+        texts = [
+            _Text(("ipset", "restore"), born),
+            _Text((f"iptables-{flavour}-restore", "--noflush", *wait), iptables[4]),
+            _Text((f"ip6tables-{flavour}-restore", "--noflush", *wait), iptables[6]),
+            _Text(("nft", "-f", "-"), nft, one_transaction=True),
+            _Text(("ipset", "restore"), dying),
+        ]
+        return [text for text in texts if text.parts]
+
+
+def _set_text(item: IpSet) -> str:
+    """Make the set under another name, fill it, and swap: a packet never meets a half-filled set."""
+    for word in (item.name, item.type, *item.members):
+        if not _SAFE_MEMBER.fullmatch(word):
+            raise ApplyError(f"failed to load {describe(item)}: {word!r} is no set name or member")
+    family = "inet" if item.family == 4 else "inet6"
+    scratch = f"{item.name[:27]}-new"  # names have at most 31 characters (IPSET_MAXNAMELEN)
+    lines = [
+        f"create {item.name} {item.type} family {family} -exist",
+        f"create {scratch} {item.type} family {family} -exist",
+        f"flush {scratch}",
+        *(f"add {scratch} {member}" for member in item.members),
+        f"swap {scratch} {item.name}",
+        f"destroy {scratch}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _drop_text(item: NftTable) -> str:
+    # Declared first: deleting a table that is not there would be an error.
+    return f"table {item.family} {item.name} {{}}\ndelete table {item.family} {item.name}\n"
+
+
+def _tool(argv: tuple[str, ...], text: str) -> None:
+    subprocess.run(
+        argv,
+        input=text,
+        text=True,
+        check=True,
+        capture_output=True,
+        timeout=TIMEOUT,
+        env={"PATH": PATH, "LC_ALL": "C"},
+    )
+
+
+def _feed(ns: str, text: _Text, finished: Callable[[Ruleset], None]) -> None:
+    try:
+        _tool(text.argv, text.whole)
+    except FileNotFoundError as error:
+        raise Unsupported(
+            f"{text.argv[0]} is not installed", hint="`cnilab doctor` names the package", features=(text.argv[0],)
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise ApplyError(f"failed to load rules in {ns}: {text.argv[0]} did not end within {TIMEOUT:g} s") from error
+    except subprocess.CalledProcessError as error:
+        raise _blame(ns, text, str(error.stderr), finished) from error
+    for item, _ in text.parts:
+        finished(item)
+
+
+def _blame(ns: str, text: _Text, complaint: str, finished: Callable[[Ruleset], None]) -> ApplyError:
+    """The error for the object, chain and rule that the tool complains about. Earlier objects are in force."""
+    words = " ".join(complaint.split())
+    match = _LINE.search(words) or re.search(r"stdin>:(\d+)", words)
+    if match is None:
+        return ApplyError(f"failed to load rules in {ns}: {text.argv[0]}: {words}")
+    number = int(match[1])
+    start = 0
+    for item, part in text.parts:
+        lines = part.splitlines()
+        if number <= start + len(lines):
+            line = lines[max(0, number - start - 1)]
+            subject = describe(item)
+            return ApplyError(f"failed to load {subject} in {ns}: {words}: {line.strip()}", subject=subject)
+        start += len(lines)
+        if not text.one_transaction:
+            finished(item)
+    return ApplyError(f"failed to load rules in {ns}: {text.argv[0]}: {words}")

@@ -1,0 +1,440 @@
+"""Everything that netlink and /proc/sys can make: namespaces, links, addresses, neighbours, routes, rules, sysctls.
+
+One namespace is visited a few times per change, whatever the number of objects:
+
+::
+
+    make namespaces        machines by Mininet, pods by unshare; sysctls that devices copy when they are made
+    bridges                one batch per namespace
+    veths                  one message per pair, sent from the end that is a bridge port, so that it says so at once
+    then per namespace:    far ends up, VXLAN, ports │ sysctls of devices │ addresses, FDB, neighbours, routes, rules
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from errno import EADDRNOTAVAIL, ENODEV, ENOENT, ESRCH
+
+from emulator.errors import ApplyError
+from emulator.kernel import messages, namespaces
+from emulator.kernel.inventory import Inventory
+from emulator.kernel.netlink import Channel, Refusal, Request, link_indexes
+from emulator.kernel.netns import netns_path
+from emulator.kernel.syscalls import inside
+from emulator.kernel.underlay import LabNet
+from emulator.plan.describe import describe
+from emulator.plan.diff import sysctl_device
+from emulator.plan.model import (
+    UNDERLAY,
+    Address,
+    AnyObject,
+    Bridge,
+    BridgePort,
+    FdbEntry,
+    Namespace,
+    Neighbour,
+    PolicyRule,
+    Route,
+    Sysctl,
+    Veth,
+    Vxlan,
+)
+
+Wired = Namespace | Bridge | Veth | Vxlan | BridgePort | Address | FdbEntry | Neighbour | Route | PolicyRule | Sysctl
+Done = Callable[[AnyObject], None]
+
+LOOPBACK = 1  # the index of lo in every namespace
+VETHS_AT_ONCE = 200  # each holds a descriptor of its far end's namespace until it is made
+GONE = frozenset({ENOENT, ESRCH, ENODEV, EADDRNOTAVAIL})  # what the kernel says when there is nothing to remove
+
+# Within one namespace: what an address needs comes before it, what needs it comes after.
+_ORDER: dict[type, int] = {Address: 0, FdbEntry: 1, Neighbour: 2, Route: 3, PolicyRule: 5}
+
+
+def refused(item: AnyObject, reason: str) -> ApplyError:
+    """The error for an object that the kernel would not take."""
+    words = describe(item)
+    return ApplyError(f"failed to set {words} in {item.ns}: {reason}", subject=words)
+
+
+class Wiring:
+    """The lab's sockets and device indexes. Every call raises ApplyError; ``done`` hears of each object that is set."""
+
+    def __init__(self, net: LabNet, inventory: Inventory) -> None:
+        self.net = net
+        self._inventory = inventory
+        self._channels: dict[str, Channel] = {}
+        self._indexes: dict[str, dict[str, int]] = {}
+        self._born: set[str] = set()
+        self._original: dict[tuple[str, str], str] = {}
+
+    def begin(self) -> None:
+        """Start a change: look devices up afresh, since others may have made some (``exec node/n1 ip link add``)."""
+        self._indexes.clear()
+        self._born.clear()
+
+    def close(self) -> None:
+        """Give all descriptors back."""
+        for channel in self._channels.values():
+            channel.close()
+        self._channels.clear()
+
+    # ------------------------------------------------------------ namespaces and devices by name
+
+    def netns(self, ns: str) -> str | int:
+        """What :func:`~emulator.kernel.syscalls.inside` needs to enter a namespace."""
+        if ns == UNDERLAY or ns.startswith("pod/"):
+            return netns_path(ns)
+        return self.net.handle(ns).net
+
+    @contextmanager
+    def channel(self, ns: str) -> Iterator[Channel]:
+        """A socket in the namespace. Those of machines stay open; a pod is rarely spoken to again."""
+        if ns.startswith("pod/"):
+            with Channel(netns_path(ns)) as fresh:
+                yield fresh
+            return
+        if ns not in self._channels:
+            self._channels[ns] = Channel(self.netns(ns))
+        yield self._channels[ns]
+
+    def indexes(self, ns: str) -> dict[str, int]:
+        """The devices of a namespace by name, looked up once per change."""
+        if ns not in self._indexes:
+            with self.channel(ns) as channel:
+                self._indexes[ns] = link_indexes(channel)
+        return self._indexes[ns]
+
+    def _new_index(self, ns: str, device: str) -> int:
+        known = self.indexes(ns)
+        known[device] = index = max(known.values(), default=LOOPBACK) + 1
+        return index
+
+    def index(self, item: AnyObject, device: str) -> int:
+        """The index of a device in the object's namespace."""
+        try:
+            return self.indexes(item.ns)[device]
+        except KeyError:
+            raise refused(item, f"there is no device {device}") from None
+
+    # ------------------------------------------------------------ making
+
+    def make(self, items: Sequence[Wired], replaced: Sequence[tuple[Wired, Wired]], done: Done) -> None:
+        """Set all objects; ``replaced`` are pairs of old and new."""
+        self._make_namespaces(items, done)
+        ports = {(item.ns, item.device): item for item in items if isinstance(item, BridgePort)}
+        bridges: defaultdict[str, list[Bridge]] = defaultdict(list)
+        for item in items:
+            if isinstance(item, Bridge):
+                bridges[item.ns].append(item)
+        for ns, wanted in bridges.items():
+            self._submit(ns, [messages.bridge(item, self._new_index(ns, item.name)) for item in wanted], done)
+            if ns == UNDERLAY:
+                for item in wanted:
+                    self.net.add_switch(item)
+        plugged = self._make_veths([item for item in items if isinstance(item, Veth)], ports, done)
+        self._configure(items, replaced, plugged, done)
+        for item in items:
+            if isinstance(item, Address) and not item.ns.startswith("pod/"):
+                self.net.note_address(item.ns, item.device, item.address)
+
+    def _make_namespaces(self, items: Sequence[Wired], done: Done) -> None:
+        early: defaultdict[str, list[Sysctl]] = defaultdict(list)
+        for item in items:
+            if isinstance(item, Sysctl) and not sysctl_device(item.name):
+                early[item.ns].append(item)
+        pods: list[Namespace] = []
+        for item in items:
+            if not isinstance(item, Namespace):
+                continue
+            if item.role == "pod":
+                pods.append(item)
+                continue
+            if item.role == "underlay":
+                namespaces.bind(item.ns)
+                with self.channel(item.ns) as channel:
+                    channel.submit([messages.change_link(None, LOOPBACK, up=True)])
+            else:
+                self.net.add_machine(item)
+            self._born.add(item.ns)
+            done(item)
+        self._make_pods(pods, early, done)
+        for ns, sysctls in early.items():
+            self._write_sysctls(ns, sysctls, done)
+
+    def _make_pods(self, pods: Sequence[Namespace], early: dict[str, list[Sysctl]], done: Done) -> None:
+        objects = {item.ns: item for item in pods}
+        written = {ns: early.pop(ns, []) for ns in objects}
+
+        def made(ns: str) -> None:
+            self._indexes[ns] = {"lo": LOOPBACK}
+            self._born.add(ns)
+            done(objects[ns])
+
+        wanted = [(ns, [(item.name, item.value) for item in sysctls]) for ns, sysctls in written.items()]
+        try:
+            namespaces.create(wanted, made)
+        except OSError as error:
+            raise ApplyError(f"failed to make a pod's namespace: {error}") from error
+        for sysctls in written.values():
+            for item in sysctls:
+                done(item)
+
+    def _make_veths(
+        self, veths: Sequence[Veth], ports: dict[tuple[str, str], BridgePort], done: Done
+    ) -> set[tuple[str, str]]:
+        """Returns the ports that are plugged in by now."""
+        plugged: set[tuple[str, str]] = set()
+        for start in range(0, len(veths), VETHS_AT_ONCE):
+            with ExitStack() as stack:
+                requests: defaultdict[str, list[Request]] = defaultdict(list)
+                opened: dict[str, int] = {}
+                for item in veths[start : start + VETHS_AT_ONCE]:
+                    ns, request = self._veth(item, ports, plugged, opened, stack)
+                    requests[ns].append(request)
+                for ns, batch in requests.items():
+                    self._submit(ns, batch, done)
+            switch_of = {device: port.bridge for (ns, device), port in ports.items() if ns == UNDERLAY}
+            for item in veths[start : start + VETHS_AT_ONCE]:
+                if not item.ns.startswith("pod/") and not item.peer_ns.startswith("pod/"):
+                    self.net.add_veth(item, switch_of)
+        return plugged
+
+    def _veth(
+        self,
+        item: Veth,
+        ports: dict[tuple[str, str], BridgePort],
+        plugged: set[tuple[str, str]],
+        opened: dict[str, int],
+        stack: ExitStack,
+    ) -> tuple[str, Request]:
+        near, far = (item.ns, item.name), (item.peer_ns, item.peer)
+        mtu, far_mtu, mac, far_mac = item.mtu, item.peer_mtu or item.mtu, item.mac, item.peer_mac
+        if far in ports and near not in ports:
+            near, far, mtu, far_mtu, mac, far_mac = far, near, far_mtu, mtu, far_mac, mac
+        master = 0
+        if near in ports:
+            master = self.indexes(near[0]).get(ports[near].bridge, 0)
+            if master:
+                plugged.add(near)
+        if far[0] not in opened:
+            opened[far[0]] = os.open(self._path(far[0]), os.O_RDONLY | os.O_CLOEXEC)
+            stack.callback(os.close, opened[far[0]])
+        request = messages.veth(
+            item,
+            near[1],
+            self._new_index(*near),
+            far[1],
+            self._new_index(*far),
+            opened[far[0]],
+            mtu=mtu,
+            peer_mtu=far_mtu,
+            mac=mac,
+            peer_mac=far_mac,
+            master=master,
+        )
+        return near[0], request
+
+    def _path(self, ns: str) -> str:
+        place = self.netns(ns)
+        return place if isinstance(place, str) else f"/proc/self/fd/{place}"
+
+    def _configure(
+        self,
+        items: Sequence[Wired],
+        replaced: Sequence[tuple[Wired, Wired]],
+        plugged: set[tuple[str, str]],
+        done: Done,
+    ) -> None:
+        links: defaultdict[str, list[Request]] = defaultdict(list)
+        sysctls: defaultdict[str, list[Sysctl]] = defaultdict(list)
+        rest: defaultdict[str, list[tuple[int, Request]]] = defaultdict(list)
+        already: list[BridgePort] = []
+        for item in items:
+            if isinstance(item, Namespace) and item.role == "pod":
+                links[item.ns].append(messages.change_link(None, LOOPBACK, up=True))
+        for item in items:
+            if isinstance(item, Veth):
+                # Both ends: which of the two was the first end of the message does not matter here.
+                for ns, device in ((item.ns, item.name), (item.peer_ns, item.peer)):
+                    if (ns, device) not in plugged:
+                        links[ns].append(messages.change_link(None, self.indexes(ns)[device], up=True))
+            elif isinstance(item, Vxlan):
+                under = self.index(item, item.underlay)
+                links[item.ns].append(messages.vxlan(item, self._new_index(item.ns, item.name), under))
+            elif isinstance(item, BridgePort):
+                links[item.ns] += self._port(item, (item.ns, item.device) in plugged)
+                if (item.ns, item.device) in plugged and not item.hairpin:
+                    already.append(item)
+            elif isinstance(item, Sysctl) and sysctl_device(item.name):
+                sysctls[item.ns].append(item)
+            elif type(item) in _ORDER:
+                rest[item.ns].append(self._ranked(item, replace=False))
+        for old, new in replaced:
+            if isinstance(new, Sysctl):
+                sysctls[new.ns].append(new)
+            elif isinstance(new, (Veth, Bridge, Vxlan)):
+                for ns, request in self._relink(new):
+                    links[ns].append(request)
+            elif isinstance(new, BridgePort):
+                links[new.ns] += self._port(new, False, hairpin=True)
+            elif isinstance(new, PolicyRule) and isinstance(old, PolicyRule):
+                rest[new.ns] += [(5, messages.policy_rule(old, remove=True)), (5, messages.policy_rule(new))]
+            elif type(new) in _ORDER:
+                rest[new.ns].append(self._ranked(new, replace=True))
+        for item in already:
+            done(item)
+        for ns in dict.fromkeys((*links, *sysctls, *rest)):
+            ordered = [request for _, request in sorted(rest.get(ns, ()), key=lambda pair: pair[0])]
+            if ns in sysctls:
+                self._submit(ns, links.get(ns, []), done)
+                self._write_sysctls(ns, sysctls[ns], done)
+                self._submit(ns, ordered, done)
+            else:
+                self._submit(ns, links.get(ns, []) + ordered, done)
+
+    def _port(self, item: BridgePort, plugged: bool, *, hairpin: bool = False) -> list[Request]:
+        index = self.index(item, item.device)
+        requests = []
+        if not plugged:
+            requests.append(messages.change_link(item, index, master=self.index(item, item.bridge)))
+        if item.hairpin or hairpin:
+            requests.append(messages.hairpin(item, index, item.hairpin))
+        return requests
+
+    def _relink(self, item: Veth | Bridge | Vxlan) -> Iterator[tuple[str, Request]]:
+        index = self.index(item, item.name)
+        yield item.ns, messages.change_link(item, index, up=True, mtu=item.mtu, mac=item.mac)
+        if isinstance(item, Veth):
+            far = self.indexes(item.peer_ns)[item.peer]
+            mtu = item.peer_mtu or item.mtu
+            yield item.peer_ns, messages.change_link(item, far, up=True, mtu=mtu, mac=item.peer_mac)
+
+    def _ranked(self, item: Wired, *, replace: bool) -> tuple[int, Request]:
+        rank = _ORDER[type(item)]
+        if isinstance(item, Route):
+            return rank + bool(item.via), self._route(item, replace=replace)
+        return rank, self._request(item)
+
+    def _request(self, item: Wired, *, remove: bool = False) -> Request:
+        if isinstance(item, Address):
+            return messages.address(item, self.index(item, item.device), remove=remove)
+        if isinstance(item, Neighbour):
+            return messages.neighbour(item, self.index(item, item.device), remove=remove)
+        if isinstance(item, FdbEntry):
+            return messages.fdb(item, self.index(item, item.device), remove=remove)
+        if isinstance(item, PolicyRule):
+            return messages.policy_rule(item, remove=remove)
+        if isinstance(item, Route):
+            return self._route(item, remove=remove)
+        raise AssertionError(f"{type(item).__name__} is not one message")
+
+    def _route(self, item: Route, *, remove: bool = False, replace: bool = False) -> Request:
+        index = self.index(item, item.device) if item.device else 0
+        return messages.route(item, index, remove=remove, replace=replace)
+
+    # ------------------------------------------------------------ sysctls
+
+    def _write_sysctls(self, ns: str, items: Sequence[Sysctl], done: Done) -> None:
+        with inside(self.netns(ns)):
+            for item in items:
+                try:
+                    if ns not in self._born and (ns, item.name) not in self._original:
+                        self._original[ns, item.name] = namespaces.read_sysctl(item.name)
+                    namespaces.write_sysctl(item.name, item.value)
+                except OSError as error:
+                    raise refused(item, os.strerror(error.errno or 0)) from error
+                done(item)
+
+    def restore_sysctls(self, items: Iterable[Sysctl], done: Done) -> None:
+        """Give parameters the values that they had before we first wrote them."""
+        for item in items:
+            value = self._original.pop((item.ns, item.name), None)
+            if value is not None:
+                with inside(self.netns(item.ns)):
+                    namespaces.write_sysctl(item.name, value)
+            done(item)
+
+    # ------------------------------------------------------------ removing
+
+    def remove(self, items: Sequence[Wired], done: Done) -> None:
+        """Take objects away, and whatever hangs on them. What is gone already is no error."""
+        dead = {item.ns for item in items if isinstance(item, Namespace)}
+        batches: defaultdict[str, list[Request]] = defaultdict(list)
+        links: defaultdict[str, list[Request]] = defaultdict(list)
+        for item in items:
+            if isinstance(item, (Namespace, Sysctl)) or item.ns in dead:
+                continue
+            if isinstance(item, (Veth, Bridge, Vxlan)):
+                index = self.indexes(item.ns).get(item.name)
+                if index is not None:
+                    links[item.ns].append(messages.delete_link(item, index))
+            elif isinstance(item, BridgePort):
+                index = self.indexes(item.ns).get(item.device)
+                if index is not None:
+                    batches[item.ns].append(messages.change_link(item, index, master=0))
+            elif getattr(item, "device", "") in ("", *self.indexes(item.ns)):
+                batches[item.ns].append(self._request(item, remove=True))
+        for ns, requests in batches.items():
+            self._submit(ns, requests, lambda _: None, tolerate=GONE)
+        for ns, surviving in self._surviving_ends(dead):
+            index = self.indexes(ns).get(surviving)
+            if index is not None:
+                links[ns].append(messages.delete_link(None, index))
+        for ns, requests in links.items():
+            self._submit(ns, requests, lambda _: None, tolerate=GONE)
+            self._indexes.pop(ns, None)
+        self._strike(items, dead, done)
+
+    def _surviving_ends(self, dead: set[str]) -> Iterator[tuple[str, str]]:
+        """Devices whose far end dies with its namespace. They are removed at once: left to themselves they linger until
+        the kernel gets round to the namespace, or somebody closes the last socket in it, and the name stays taken."""
+        for ns in dead:
+            for item in self._inventory.veths_of(ns):
+                if item.ns == ns and item.peer_ns not in dead:
+                    yield item.peer_ns, item.peer
+                elif item.peer_ns == ns and item.ns not in dead:
+                    yield item.ns, item.name
+
+    def _strike(self, items: Sequence[Wired], dead: set[str], done: Done) -> None:
+        for ns in dead:
+            for veth in self._inventory.veths_of(ns):
+                self.net.remove_veth(veth)
+        for item in items:
+            if isinstance(item, Veth):
+                self.net.remove_veth(item)
+            elif isinstance(item, Bridge) and item.ns == UNDERLAY:
+                self.net.remove_switch(item.name)
+            elif isinstance(item, Namespace):
+                channel = self._channels.pop(item.ns, None)
+                if channel is not None:
+                    channel.close()
+                self._indexes.pop(item.ns, None)
+                if item.role in ("pod", "underlay"):
+                    namespaces.release(item.ns)
+                else:
+                    self.net.remove_machine(item.ns)
+                for key in [key for key in self._original if key[0] == item.ns]:
+                    del self._original[key]
+            done(item)
+
+    # ------------------------------------------------------------ submitting
+
+    def _submit(
+        self, ns: str, requests: Sequence[Request], done: Done, *, tolerate: frozenset[int] = frozenset()
+    ) -> None:
+        if not requests:
+            return
+        with self.channel(ns) as channel:
+            refusals: list[Refusal] = [item for item in channel.submit(requests) if item.errno not in tolerate]
+        failed = {id(item.request) for item in refusals}
+        for request in requests:
+            if request.subject is not None and id(request) not in failed:
+                done(request.subject)
+        for refusal in refusals:
+            if refusal.request.subject is None:
+                raise ApplyError(f"failed to set up a device in {ns}: {refusal.reason}")
+            raise refused(refusal.request.subject, refusal.reason)
