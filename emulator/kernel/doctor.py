@@ -216,14 +216,30 @@ def _programs(report: Report) -> Table:
     return table
 
 
-def _features(report: Report) -> Table:
-    table = _table("\nKernel", "feature", "state", "needed by", "")
-    for row in report["features"]:
-        table.add_row(_mark(row["state"]), row["name"], row["state"], Text(row["needed_by"]), _advice(row))
-    return table
+def _features(report: Report) -> Group:
+    rows = report["features"]
+    works = [row["name"] for row in rows if row["state"] == "yes"]
+    parts: list[RenderableType] = [
+        Text(f"\nKernel features: {len(works)} of {len(rows)} work", style="bold"),
+        Text("✓ ", style="green").append(", ".join(works), style="default"),
+    ]
+    others = [row for row in rows if row["state"] != "yes"]
+    hints = [row["hint"].split("; ")[0] for row in others if row["state"] == "no" and row["hint"]]
+    common = max(set(hints), key=hints.count) if hints else ""
+    if others:
+        table = _table("", "feature", "needed by", "")
+        for row in others:
+            # Said once below, not in twenty rows.
+            advice = _advice(row, leave_out=common if hints.count(common) > 2 else "")
+            table.add_row(_mark(row["state"]), row["name"], Text(row["needed_by"]), advice)
+        parts.append(table)
+    if hints.count(common) > 2:
+        parts.append(Text(f"\nWhat has a ✗: {common}.", style="yellow"))
+    return Group(*parts)
 
 
-def _advice(row: FeatureRow | ProgramRow) -> Text:
+def _advice(row: FeatureRow | ProgramRow, leave_out: str = "") -> Text:
     if row["state"] == "yes":
         return Text("")
-    return Text("; ".join(part for part in (row["detail"], row["hint"]) if part), style="dim")
+    parts = [row["detail"], *row["hint"].split("; ")]
+    return Text("; ".join(part for part in parts if part and part != leave_out), style="dim")
