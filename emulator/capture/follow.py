@@ -134,7 +134,18 @@ def _journeys(begun: Sequence[_Open], first_id: int) -> list[Journey]:
             if packet is None:
                 packet = packets[seen] = decode(event.frame, event.length)
             changes = () if before is None or packet is before else differences(before, packet)
-            hops.append(Hop(event.time, event.time - start, event.ns, event.device, event.direction, packet, changes))
+            hops.append(
+                Hop(
+                    event.time,
+                    event.time - start,
+                    event.ns,
+                    event.device,
+                    event.direction,
+                    packet,
+                    changes,
+                    promiscuous=event.promiscuous,
+                )
+            )
             before = packet
         journeys.append(Journey(number, tuple(hops), kind_of(hops[0].packet)))
     return _linked(journeys)

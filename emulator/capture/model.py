@@ -114,7 +114,7 @@ class Reason(msgspec.Struct, frozen=True):
 
 
 class Hop(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One sighting of the packet. ``elapsed`` in ns since the journey's first hop."""
+    """One sighting of the packet. ``elapsed`` in ns since the journey's first hop; ``promiscuous`` as in the event."""
 
     time: int
     elapsed: int
@@ -124,6 +124,7 @@ class Hop(msgspec.Struct, frozen=True, omit_defaults=True):
     packet: Packet
     changes: tuple[Change, ...] = ()
     reasons: tuple[Reason, ...] = ()
+    promiscuous: bool = False
 
 
 class Journey(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -133,7 +134,8 @@ class Journey(msgspec.Struct, frozen=True, omit_defaults=True):
     flooded, so that its hops form a tree), ``error`` (an ICMP error; ``about`` is the id of the journey of the packet
     that it quotes, 0 for none) and ``fragment`` (``about`` is the id of the journey of the datagram's first fragment,
     its own for that one).
-    ``verdict`` says in words how it ended, if that was asked for.
+    ``verdict`` says in words how it ended, if that was asked for. ``copies`` is how many hops were left out since a
+    switch had flooded them to machines that the packet was not for.
     """
 
     id: int
@@ -141,3 +143,4 @@ class Journey(msgspec.Struct, frozen=True, omit_defaults=True):
     kind: Kind = "packet"
     about: int = 0
     verdict: str = ""
+    copies: int = 0
