@@ -18,7 +18,7 @@ from typing import Literal
 
 from emulator.errors import Unsupported
 from emulator.kernel import attempts, distribution, programs, trial
-from emulator.kernel.features import BY_NAME, KernelFeature, Program
+from emulator.kernel.features import BY_NAME, PROGRAMS, KernelFeature, Program
 from emulator.kernel.modules import Modules
 
 State = Literal["yes", "loadable", "no", "unknown"]
@@ -106,6 +106,12 @@ def unsupported(missing: Collection[Feature]) -> Unsupported:
         hint="; ".join(hints),
         features=tuple(feature.name for feature in missing),
     )
+
+
+def program_versions() -> dict[str, str]:
+    """The version of each installed program that labs use, for the record of a run: ``{"bird": "2.0.12", ...}``."""
+    found = {program: programs.find(program.executable) for program in PROGRAMS if program.least}
+    return {program.executable: programs.version(path, program.version) for program, path in found.items() if path}
 
 
 # the kernel

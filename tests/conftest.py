@@ -1,0 +1,67 @@
+"""Marks that skip a test where this machine cannot run it, and the check that such skips do not hide anything.
+
+``@pytest.mark.requires("netem", "bird")`` names entries of emulator.kernel.features. The environment variable
+CNILAB_LANE names a file of expected-features/: what the machines of that lane are known to have. There, a test that
+would be skipped for a feature of that file fails instead.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from emulator.kernel import capabilities
+
+LANE_FILES = Path(__file__).parent / "expected-features"
+SANDBOX_NEEDS = ("netns", "veth", "ip", "mnexec")
+
+
+@cache
+def expected_features() -> frozenset[str]:
+    """What this lane's machines have; nothing outside a lane."""
+    lane = os.environ.get("CNILAB_LANE", "")
+    if not lane:
+        return frozenset()
+    lines = (LANE_FILES / f"{lane}.txt").read_text(encoding="utf-8").splitlines()
+    return frozenset(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+
+
+@cache
+def feature(name: str) -> capabilities.Feature:
+    """This machine's answer; modules may be loaded, as the test is about to use the feature."""
+    return capabilities.probe_for_use([name])[name]
+
+
+def required(item: pytest.Item) -> list[str]:
+    """The features that a test's marks name, in their order."""
+    names = [name for mark in item.iter_markers("requires") for name in mark.args]
+    if item.get_closest_marker("sandbox"):
+        names += SANDBOX_NEEDS
+    return list(dict.fromkeys(names))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    known = set(capabilities.feature_names())
+    for item in items:
+        unknown = [name for name in required(item) if name not in known]
+        if unknown:
+            raise pytest.UsageError(f"{item.nodeid} requires {', '.join(unknown)}: not in emulator/kernel/features.py")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("real_kernel") and os.environ.get("CNILAB_LANE") != "real-kernel":
+        pytest.skip("needs a distribution's kernel: CNILAB_LANE=real-kernel")
+    missing = [feature(name) for name in required(item) if not feature(name).usable]
+    if not missing:
+        return
+    said = "; ".join(f"{one.name} ({one.detail})" for one in missing)
+    surprise = [one.name for one in missing if one.name in expected_features()]
+    if surprise:
+        pytest.fail(
+            f"lane {os.environ['CNILAB_LANE']} expects {', '.join(surprise)}, and this machine lacks {said}",
+            pytrace=False,
+        )
+    pytest.skip(f"missing {said}")
