@@ -18,6 +18,7 @@ def command(runs: tuple[str, ...], page: str | None, as_json: bool) -> None:
     from emulator.compare.compare import compare, compare_runs, load_run
     from emulator.errors import UserError
     from emulator.report import html, terminal
+    from emulator.report.json import comparison_as_dict
 
     if len(runs) > 2:
         raise UserError("one run or two, not more")
@@ -26,6 +27,6 @@ def command(runs: tuple[str, ...], page: str | None, as_json: bool) -> None:
     if page:
         html.write(comparison, Path(page))
     if as_json:
-        output.print_json(terminal.comparison_as_dict(comparison))
+        output.print_json(comparison_as_dict(comparison))
     else:
         terminal.print_comparison(comparison)

@@ -36,4 +36,4 @@ def command(
     cluster = assemble(resolved, objects, chosen.ipam(resolved))
     chosen.check(cluster)
     plan = build(cluster, chosen, wire_accurate=wire_accurate)
-    click.echo(render.as_json(plan) if as_json or form == "json" else render.as_text(plan).rstrip("\n"))
+    click.echo(render.as_json(plan) if as_json or form == "json" else render.as_text(plan), nl=False)

@@ -36,6 +36,7 @@ def carry_out(loaded: list, styles: list[str], directory: Path, *, allow_missing
     """Run, write the run directory, print the comparison; the exit status."""
     from emulator.compare.compare import compare, load_run
     from emulator.report import html, terminal
+    from emulator.report.json import comparison_as_dict
     from emulator.scenario.series import run_series
 
     with output.progress("run") as progress:
@@ -46,7 +47,7 @@ def carry_out(loaded: list, styles: list[str], directory: Path, *, allow_missing
         comparison = compare(load_run(directory))
         html.write(comparison, directory / "report.html")
     if as_json:
-        output.print_json(terminal.comparison_as_dict(comparison))
+        output.print_json(comparison_as_dict(comparison))
     else:
         terminal.print_comparison(comparison)
         click.echo(f"\nreport: {directory / 'report.html'}")

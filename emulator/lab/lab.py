@@ -215,7 +215,7 @@ class Lab:
         """What every namespace of the lab holds."""
         from emulator.plan.render import from_json
 
-        return from_json(self.client.raw(f"{BASE}/plan").decode())
+        return from_json(self.client.raw(f"{BASE}/plan"))
 
     def status(self) -> LabStatus:
         """How the lab is: style, choices made, daemons, nodes down."""

@@ -45,7 +45,8 @@ def _port(digits: str, text: str) -> int:
 def resolve(cluster: Cluster, text: str) -> Place:
     """Find what ``text`` names. Raises NotFound, with the near names in the hint."""
     try:
-        return Place(text, "", (str(ipaddress.ip_address(text)),))
+        address = str(ipaddress.ip_address(text))
+        return Place(address, "", (address,))
     except ValueError:
         pass
     head, slash, rest = text.partition("/")

@@ -75,7 +75,7 @@ class Verbs:
         return [
             ("GET", f"{base}/status", lambda _path, _query, _body: self._status()),
             ("GET", f"{base}/cluster", lambda _path, _query, _body: self._runtime.current),
-            ("GET", f"{base}/plan", lambda _path, _query, _body: msgspec.Raw(as_json(self._plan()).encode())),
+            ("GET", f"{base}/plan", lambda _path, _query, _body: msgspec.Raw(as_json(self._plan()))),
             ("GET", f"{base}/verify", lambda _path, _query, _body: self._machinery.differences(self._plan())),
             ("POST", f"{base}/apply", self._apply),
             ("POST", f"{base}/delete", self._delete),

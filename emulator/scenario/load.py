@@ -58,8 +58,8 @@ def scenario_names() -> list[str]:
 
 
 def _is_scenario(path: Path) -> bool:
-    """Manifests lie beside scenarios in a folder of their own."""
-    return "manifests" not in path.parts
+    """Manifests and topologies lie beside scenarios in folders of their own."""
+    return not {"manifests", "topologies"} & set(path.parts)
 
 
 def load_scenario(path: str) -> Loaded:

@@ -18,11 +18,10 @@ from pathlib import Path
 import msgspec
 
 from emulator.capture.pcapng import write_annotated
-from emulator.compare.records import RunMeta, StyleMeta
+from emulator.compare.records import RUN_SCHEMA, RunMeta, StyleMeta
 from emulator.plan.render import as_json
 from emulator.scenario.run import Outcome
 
-SCHEMA = "cnilab.run/v1"
 PACKAGES = ("cnilab", "mininet", "pyroute2", "scapy", "click", "msgspec")
 
 
@@ -43,7 +42,7 @@ class RunDirectory:
         _append(self.path / "results.jsonl", outcome.results)
         _append(self.path / "hops.jsonl", outcome.journeys)
         if outcome.plan is not None:
-            (folder / "plan.json").write_text(as_json(outcome.plan))
+            (folder / "plan.json").write_bytes(as_json(outcome.plan))
         write_annotated(folder / "trace.pcapng", [item.journey for item in outcome.journeys], outcome.events)
         for name, text in outcome.logs.items():
             (folder / "logs" / f"{name.replace('/', '_')}.log").write_text(text)
@@ -61,7 +60,7 @@ class RunDirectory:
     ) -> RunMeta:
         """Write ``meta.json``."""
         meta = RunMeta(
-            schema=SCHEMA,
+            schema=RUN_SCHEMA,
             started=self._started,
             command=tuple(command),
             topology=topology,

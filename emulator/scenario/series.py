@@ -10,7 +10,8 @@ import msgspec
 
 from emulator.compare.records import RunMeta, StyleMeta
 from emulator.errors import CnilabError, Unsupported
-from emulator.kernel.capabilities import program_versions
+from emulator.kernel.capabilities import probe
+from emulator.kernel.features import PROGRAMS
 from emulator.scenario.load import Loaded
 from emulator.scenario.model import for_style
 from emulator.scenario.run import Progress, failed, run_scenario
@@ -67,7 +68,7 @@ def run_series(
         styles=[metas[style] for style in styles if style in metas],
         seed=loaded[0].scenario.seed,
         wire_accurate=all(item.scenario.wire_accurate for item in loaded),
-        programs=program_versions(),
+        programs=_program_versions(),
     )
     return Series(meta, met)
 
@@ -99,3 +100,9 @@ def _merged(known: StyleMeta | None, new: StyleMeta) -> StyleMeta:
         labels=tuple(dict.fromkeys((*known.labels, *new.labels))),
         setup_seconds=max(known.setup_seconds, new.setup_seconds),
     )
+
+
+def _program_versions() -> dict[str, str]:
+    """What is installed of the programs that labs use."""
+    found = probe([program.name for program in PROGRAMS])
+    return {program.executable: found[program.name].version for program in PROGRAMS if found[program.name].version}
