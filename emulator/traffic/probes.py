@@ -240,11 +240,11 @@ class TcpProbe:
         if self._probe.interval and self._tally.sent < self._probe.count:
             self._pacer = self._loop.after(self._probe.interval, self._send_next)
         exchange.start()
-        if not self._tally.local_port:
-            self._tally.local_address, self._tally.local_port = exchange.local_address, exchange.local_port
 
     def _ended(self, exchange: TcpExchange) -> None:
         self._open.discard(exchange)
+        if not self._tally.local_port:
+            self._tally.local_address, self._tally.local_port = exchange.local_address, exchange.local_port
         if exchange.connected_after:
             self._tally.connect_times.append(exchange.connected_after / 1000)
         if exchange.error is None:
@@ -312,9 +312,9 @@ class TcpExchange:
             return
         self.local_address = self._connection.local_address
         # Through veth pairs the handshake is over when connect(2) returns, and nothing needs to be waited for.
-        self._write()
         self._loop.watch(self._fd, self._events, self._ready)
         self._timer = self._loop.after(self._probe.timeout, self._silent)
+        self._write()
 
     def _ready(self, events: int) -> None:
         if events & ERROR:
@@ -340,13 +340,15 @@ class TcpExchange:
             events = READ
         except BlockingIOError:
             events = READ | WRITE
-        except OSError:
-            # Not connected yet, or reset meanwhile: the event that follows says why.
-            events = READ | WRITE if self._connected_at == 0 else READ
+        except OSError as error:
+            if self._connected_at == 0:
+                # This call has taken the error off the socket: nobody else will be told.
+                self._end(self._connection.failure() or errqueue.local_error(error.errno or 0))
+                return
+            events = READ  # reset meanwhile: the event that follows says so
         if events != self._events:
             self._events = events
-            if self._timer is not None:
-                self._loop.change(self._fd, events)
+            self._loop.change(self._fd, events)
 
     def _connected(self) -> None:
         self._connected_at = time.perf_counter_ns()
