@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from statistics import median
 
+import msgspec
+
 from emulator.compare.comparison import Column, Comparison, FlowColumn, FlowComparison, Notice
 from emulator.compare.path import path_of
 from emulator.compare.records import FlowJourney, FlowResult, StyleMeta
@@ -87,7 +89,7 @@ def _flow_column(run: Run, column: Column, style: StyleMeta | None, result: Flow
     journeys = run.journeys.get((result.scenario, result.style, result.flow), ())
     request, reply, error = (_first(journeys, direction) for direction in ("request", "reply", "error"))
     paths = [path_of(item.journey) for item in journeys]
-    return FlowColumn(
+    found = FlowColumn(
         column=column,
         style=style,
         result=result,
@@ -100,9 +102,9 @@ def _flow_column(run: Run, column: Column, style: StyleMeta | None, result: Flow
         encapsulation_bytes=sum(path.encapsulation_bytes for path in paths),
         encapsulated_packets=sum(bool(path.encapsulations) for path in paths),
         fragments=sum(_is_fragment(item) for item in journeys),
-        one_way=_one_way(journeys, request),
         round_trip=median(result.times) if result.times else None,
     )
+    return msgspec.structs.replace(found, one_way=_one_way(journeys, request)) if found.arrived else found
 
 
 def _first(journeys: Iterable[FlowJourney], direction: str) -> FlowJourney | None:

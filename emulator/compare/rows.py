@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from emulator.capture.model import Tunnel
 from emulator.compare.comparison import Cell, FlowColumn, Row, RowKind
 from emulator.compare.path import Path
+from emulator.plan.model import UNDERLAY
 
 
 def rows_of(columns: Sequence[FlowColumn]) -> tuple[Row, ...]:
@@ -23,7 +24,9 @@ def rows_of(columns: Sequence[FlowColumn]) -> tuple[Row, ...]:
 
 
 def short(ns: str) -> str:
-    """A namespace as people say it: ``node/n1`` -> ``n1``, ``pod/default/a`` -> ``a``."""
+    """A namespace as people say it: ``node/n1`` -> ``n1``, ``pod/default/a`` -> ``a``, ``underlay`` -> ``wire``."""
+    if ns == UNDERLAY:
+        return "wire"
     return ns.rpartition("/")[2]
 
 
@@ -143,7 +146,9 @@ def _route(column: FlowColumn) -> Cell:
     routes = _first_per_namespace(column.path)
     # The underlay's routers are the same for every style.
     value = " · ".join(f"{short(ns)}: {component}" for ns, component, _ in routes if not ns.startswith("router/"))
-    return Cell(value or "no route: bridged", "\n".join(f"{short(ns)}: {subject}" for ns, _, subject in routes))
+    if not value and column.arrived and not column.path.routed:
+        return Cell("bridged, no route taken")
+    return Cell(value, "\n".join(f"{short(ns)}: {subject}" for ns, _, subject in routes))
 
 
 def _first_per_namespace(path: Path) -> list[tuple[str, str, str]]:

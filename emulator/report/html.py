@@ -20,6 +20,14 @@ from emulator.compare.rows import microseconds
 from emulator.report.ladder import Ladder, ladder, lanes_of, symbol, symbols
 from emulator.report.visible import visible
 
+BRIEF_ABOVE = 60
+"""Flows times columns: larger reports name the devices of replies in a line instead of drawing them (some 4 kB
+each).
+"""
+
+
+LANE_NAME = 18  # characters of a namespace's name above its lane; the rungs have it whole
+
 
 class Ladders(NamedTuple):
     """What is drawn for one flow in one column; None where no such packet was followed."""
@@ -43,6 +51,10 @@ def render(comparison: Comparison) -> str:
         for number, flow in enumerate(comparison.flows)
         for place, column in enumerate(flow.columns)
     }
+    every = [one for three in drawn.values() for one in three if one]
+    layouts = {
+        _layout_key(one): f"g{number}" for number, one in enumerate({_layout_key(one): one for one in every}.values())
+    }
     met, total = comparison.met
     metas = [meta for _, meta in comparison.runs]
     return (
@@ -60,7 +72,10 @@ def render(comparison: Comparison) -> str:
                 for scenario, flows in groupby(enumerate(comparison.flows), lambda f: f[1].scenario)
             ],
             ladders=drawn,
-            drawings=Markup(symbols(one for three in drawn.values() for one in three if one)),
+            drawings=Markup(symbols(every)),
+            layout_rules=[(name, _layout_rule(*key)) for key, name in layouts.items()],
+            layout=lambda one: layouts[_layout_key(one)],
+            brief=len(drawn) > BRIEF_ABOVE,
             describe=_describe,
             summary=_summary,
             reply_summary=_reply_summary,
@@ -80,7 +95,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {"v": _shown, "delta": _delta, "background": _background, "lines": _lines}
+    environment.filters |= {"v": _shown, "delta": _delta, "lines": _lines, "middle": _middle}
     return environment
 
 
@@ -96,15 +111,25 @@ def _delta(value: float) -> str:
     return f"+{value:.1f}" if value < 1000 else f"+{microseconds(value)}"
 
 
-def _background(one: Ladder) -> str:
-    """A stripe a lane, as a CSS gradient: the kinds are ours, so nothing here needs escaping."""
-    known = {"pod", "node", "underlay", "router", "host"}
+def _middle(name: str) -> str:
+    """Cut in the middle: pods of one owner differ at the end of their names."""
+    return name if len(name) <= LANE_NAME else f"{name[: LANE_NAME // 2 - 1]}…{name[-LANE_NAME // 2 :]}"
+
+
+def _layout_key(one: Ladder) -> tuple[tuple[str, ...], int]:
+    known = ("pod", "node", "underlay", "router", "host")
+    return tuple(lane.kind if lane.kind in known else "underlay" for lane in one.lanes), one.lane_width
+
+
+def _layout_rule(kinds: tuple[str, ...], width: int) -> Markup:
+    """The widths and a stripe a lane, as CSS; shared by all ladders of this shape."""
     stops = []
-    for number, lane in enumerate(one.lanes):
-        start, end = number * one.lane_width, (number + 1) * one.lane_width
-        kind = lane.kind if lane.kind in known else "underlay"
+    for number, kind in enumerate(kinds):
+        start, end = number * width, (number + 1) * width
         stops.append(f"var(--{kind}) {start}px {end - 2}px,transparent {end - 2}px {end}px")
-    return f"linear-gradient(90deg,{','.join(stops)})"
+    return Markup("--w:{}px;--g:{}px;--lanes:linear-gradient(90deg,{})").format(
+        width, width * len(kinds), ",".join(stops)
+    )
 
 
 def _ladders(column: FlowColumn) -> Ladders:
@@ -163,6 +188,8 @@ def _verdict(column: FlowColumn) -> str:
 
 
 def _tone(column: FlowColumn) -> str:
+    if column.result is None:
+        return "bad"
     return {True: "good", False: "bad", None: ""}[column.passed]
 
 
@@ -178,7 +205,7 @@ def _summary(column: FlowColumn) -> str:
     if result.pod_mtu:
         parts.append(f"pod MTU {result.pod_mtu}")
     if column.arrived:
-        parts.append(f"{microseconds(path.elapsed)} one way (noisy)")
+        parts.append(f"{microseconds(path.elapsed)} (noisy)")
     return " · ".join(parts)
 
 

@@ -29,6 +29,7 @@ MARK = 13  # px: where in it the mark sits, the middle of the first line of text
 FOLD_ABOVE = 13  # hops: longer ways have runs of unchanged hops in one namespace folded
 GUTTER = 180  # px: what all lanes together take at most, while each has LANE_MIN
 LANE, LANE_MIN = 36, 22  # px
+UPRIGHT = 6  # characters of a name that fit across a lane
 
 Mark = Literal["changed", "same", "fold", "lost", "end"]
 
@@ -88,6 +89,11 @@ class Ladder(NamedTuple):
     lanes: tuple[Lane, ...]
     items: tuple[Rung | Fold, ...]
     lane_width: int
+
+    @property
+    def tall(self) -> bool:
+        """Whether the lanes' names only fit upright."""
+        return self.lane_width < LANE or any(len(lane.name) > UPRIGHT for lane in self.lanes)
 
     @property
     def rungs(self) -> tuple[Rung, ...]:
