@@ -15,14 +15,13 @@ from typing import Any
 import msgspec
 
 from emulator.cluster.ipam import Ipam
+from emulator.cluster.kinds import INITIAL_NAMESPACES
 from emulator.cluster.model import Cluster, Machine, Node, Pod, Topology
 from emulator.cluster.podspec import Meta, PodSpec, containers
 from emulator.cluster.scheduling import Scheduler, matches_node
 from emulator.cluster.validation import LABEL_MAX
 from emulator.cluster.workloads import GENERATED_MAX, WORKLOADS, Wanted, safe_hash, wanted_pods
 from emulator.errors import ManifestError, Problem
-
-INITIAL_NAMESPACES = ("default", "kube-node-lease", "kube-public", "kube-system")
 
 
 def assemble(
@@ -95,10 +94,9 @@ class _Assembly:
         pods = [kept[key] for key in self.old if key in kept]
         by_name = {node.name: node for node in self.nodes}
         pods = [self._readdressed(pod, by_name[pod.node]) for pod in pods]
-        for one, name, node_name in missing:
+        for one, name, bound_to in missing:
             spec = one.template.spec or PodSpec()
-            node = scheduler.place(one.namespace, name, spec, node_name)
-            pods.append(self._pod(one, name, node))
+            pods.append(self._pod(one, name, scheduler.place(one.namespace, name, spec, bound_to)))
         owners = {one.key for one in wanted}
         return Cluster(
             topology=self.topology,
@@ -110,7 +108,7 @@ class _Assembly:
         )
 
     def _slots(self, one: Wanted, taken: set[str]) -> list[tuple[str, str, Pod | None]]:
-        """Each pod that ``one`` wants: its name, the node that it is bound to, and its record of before if that fits."""
+        """Each pod that ``one`` wants: its name, the node that it is bound to, its record of before if that fits."""
         if not one.stem:
             return [(name, node, self._still_fits(one, name, node)) for name, node in one.names]
         old = [pod for pod in self.old_of_owner.get(one.key, ()) if _same_revision(one, pod)]
@@ -119,7 +117,7 @@ class _Assembly:
             spec = one.template.spec or PodSpec()
             there = {pod.node: pod for pod in old}
             for node in self.nodes:
-                if matches_node(spec, node) and spec.nodeName in (None, "", node.name):
+                if matches_node(spec, node) and spec.node_name in (None, "", node.name):
                     pod = there.get(node.name)
                     slots.append((pod.name if pod else self._new_name(one, taken), node.name, pod))
             return slots
@@ -143,8 +141,8 @@ class _Assembly:
         if one.revision[0]:
             return pod
         spec = one.template.spec or PodSpec()
-        bound = node or spec.nodeName or pod.node
-        if bound != pod.node or bool(spec.hostNetwork) != pod.host_network:
+        bound = node or spec.node_name or pod.node
+        if bound != pod.node or bool(spec.host_network) != pod.host_network:
             return None
         record = _record(one, name, pod.node, pod.addresses)
         return pod if record == pod else record
@@ -159,7 +157,7 @@ class _Assembly:
         return pod if addresses == pod.addresses else msgspec.structs.replace(pod, addresses=addresses)
 
     def _pod(self, one: Wanted, name: str, node: Node) -> Pod:
-        host_network = bool(one.template.spec and one.template.spec.hostNetwork)
+        host_network = bool(one.template.spec and one.template.spec.host_network)
         key = f"{one.namespace}/{name}"
         addresses = node.addresses if host_network else self.ipam.allocate(node.name, key)
         return _record(one, name, node.name, addresses)
@@ -183,7 +181,7 @@ def _record(one: Wanted, name: str, node: str, addresses: tuple[str, ...]) -> Po
     spec, meta = one.template.spec or PodSpec(), one.template.metadata or Meta()
     extra = one.labels_by_name.get(name)
     # kubelet's GeneratePodHostNameAndDomain; a StatefulSet's pods are named so that this is their DNS name
-    hostname = node if spec.hostNetwork else (spec.hostname or name)[:LABEL_MAX].rstrip("-.")
+    hostname = node if spec.host_network else (spec.hostname or name)[:LABEL_MAX].rstrip("-.")
     return Pod(
         namespace=one.namespace,
         name=name,
@@ -193,8 +191,8 @@ def _record(one: Wanted, name: str, node: str, addresses: tuple[str, ...]) -> Po
         annotations=meta.annotations or {},
         containers=containers(spec),
         owner=one.owner,
-        host_network=bool(spec.hostNetwork),
-        service_account=spec.serviceAccountName or "default",
+        host_network=bool(spec.host_network),
+        service_account=spec.service_account_name or "default",
         hostname=hostname,
         subdomain=spec.subdomain or "",
     )
@@ -230,9 +228,8 @@ def _node(machine: Machine, families: list[bool]) -> Node:
         if any(ip_interface(via).ip in ip_interface(address).network for address in interface.addresses)
     }
     interface = next(iter(interfaces.values()), machine.interfaces[0])
-    order = sorted(
-        interface.addresses, key=lambda text: families.index(":" in text) if (":" in text) in families else 2
-    )
+    rank = {is_v6: position for position, is_v6 in enumerate(families)}
+    order = sorted(interface.addresses, key=lambda text: rank.get(":" in text, len(rank)))
     return Node(
         name=machine.name,
         addresses=tuple(str(ip_interface(text).ip) for text in order),

@@ -7,8 +7,9 @@ type together and names each fault by its field path, in the API server's words.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
-from functools import lru_cache
+import re
+from collections.abc import Hashable, Iterator
+from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
@@ -25,8 +26,17 @@ def decode(value: Any, kind: type[T]) -> tuple[T | None, list[Fault]]:
     try:
         return msgspec.convert(value, kind), []
     except msgspec.ValidationError as error:
-        found = list(faults(value, _type_info(kind)))
-        return None, found or [("", str(error))]
+        return None, _explained(value, kind, error)
+
+
+def faults_in(value: Any, kind: type[Any]) -> list[Fault]:
+    """All that keeps ``value`` from being a ``kind``."""
+    return decode(value, kind)[1]
+
+
+def _explained(value: Any, kind: type[Any], error: msgspec.ValidationError) -> list[Fault]:
+    # msgspec says "... - at `$.spec`"; what the walk cannot explain is told in its words
+    return list(faults(value, _type_info(kind))) or [("", str(error))]
 
 
 def near(name: str, known: list[str] | tuple[str, ...]) -> str:
@@ -37,8 +47,8 @@ def near(name: str, known: list[str] | tuple[str, ...]) -> str:
     return next(f', did you mean "{candidate}"?' for candidate in known if candidate.lower() == close[0])
 
 
-@lru_cache(maxsize=None)
-def _type_info(kind: Any) -> inspect.Type:
+@cache
+def _type_info(kind: Hashable) -> inspect.Type:
     return inspect.type_info(kind)
 
 
@@ -68,16 +78,18 @@ def faults(value: Any, kind: inspect.Type, path: str = "") -> Iterator[Fault]:
 
 
 def _union_faults(value: Any, members: tuple[inspect.Type, ...], path: str) -> Iterator[Fault]:
-    candidates = [list(faults(value, member, path)) for member in members if not isinstance(member, inspect.NoneType)]
-    if (value is None and len(candidates) < len(members)) or not all(candidates):
+    if value is None and any(isinstance(member, inspect.NoneType) for member in members):
         return
-    if len(candidates) == 1:
-        yield from candidates[0]
+    kinds = [member for member in members if not isinstance(member, inspect.NoneType)]
+    found = [list(faults(value, kind, path)) for kind in kinds]
+    if not all(found):
+        return
+    # A string where a string may stand, but of the wrong pattern: that fault says more than the list of types
+    close = [some for some in found if not some[0][1].startswith("expected ")]
+    if len(kinds) == 1 or close:
+        yield from (close or found)[0]
     else:
-        names = " or ".join(
-            _NAMES.get(type(member), "another type") for member in members if not isinstance(member, inspect.NoneType)
-        )
-        yield path, f"expected {names}, got {_what(value)}"
+        yield path, "expected " + " or ".join(_NAMES[type(kind)] for kind in kinds) + f", got {_what(value)}"
 
 
 def _struct_faults(value: Any, kind: inspect.StructType, path: str) -> Iterator[Fault]:
@@ -88,21 +100,25 @@ def _struct_faults(value: Any, kind: inspect.StructType, path: str) -> Iterator[
     for name in value:
         if name not in fields and kind.forbid_unknown_fields:
             full = f"{path}.{name}" if path else str(name)
-            yield full, f'unknown field "{full}"' + near(str(name), tuple(fields))
+            yield full, f"unknown field {shown(full)}" + near(str(name), tuple(fields))
     for name, field in fields.items():
         full = f"{path}.{name}" if path else name
-        if name in value:
-            yield from faults(value[name], field.type, full)
-        elif field.required:
+        if field.required and value.get(name) is None:
             yield full, "Required value"
+        elif name in value:
+            yield from faults(value[name], field.type, full)
 
 
 def _scalar_faults(value: Any, kind: inspect.Type, path: str) -> Iterator[Fault]:
     accepted, name = _SCALARS.get(type(kind), (object, ""))
-    if isinstance(value, accepted) and (accepted is bool or accepted is object or not isinstance(value, bool)):
-        return
-    quote = "; put it in quotes" if accepted is str and isinstance(value, bool | int | float) else ""
-    yield path, f"expected {name}, got {_what(value)}{quote}"
+    if not isinstance(value, accepted) or (isinstance(value, bool) and accepted not in (bool, object)):
+        quote = "; put it in quotes" if accepted is str and isinstance(value, bool | int | float) else ""
+        yield path, f"expected {name}, got {_what(value)}{quote}"
+    elif isinstance(kind, inspect.IntType) and kind.ge is not None and kind.le is not None:
+        if not kind.ge <= value <= kind.le:
+            yield path, f"Invalid value: {shown(value)}: must be between {kind.ge} and {kind.le}"
+    elif isinstance(kind, inspect.StrType) and kind.pattern is not None and not re.search(kind.pattern, value):
+        yield path, f"Invalid value: {shown(value)}: must match the regular expression '{kind.pattern}'"
 
 
 _SCALARS: dict[type[inspect.Type], tuple[Any, str]] = {

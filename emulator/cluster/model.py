@@ -142,6 +142,7 @@ class Pod(msgspec.Struct, frozen=True, omit_defaults=True):
     service_account: str = "default"
     hostname: str = ""
     subdomain: str = ""
+    restart_policy: Literal["Always", "OnFailure", "Never"] = "Always"
 
     @property
     def key(self) -> str:

@@ -13,23 +13,23 @@ import msgspec
 from emulator.cluster.model import Container, ContainerPort
 
 
-class PortSpec(msgspec.Struct, frozen=True):
+class PortSpec(msgspec.Struct, frozen=True, rename="camel"):
     """v1 ContainerPort."""
 
-    containerPort: int = 0
+    container_port: int = 0
     protocol: str | None = None
     name: str | None = None
-    hostPort: int | None = None
+    host_port: int | None = None
 
 
-class EnvSpec(msgspec.Struct, frozen=True):
+class EnvSpec(msgspec.Struct, frozen=True, rename="camel"):
     """v1 EnvVar with a literal value."""
 
     name: str = ""
     value: str | None = None
 
 
-class ContainerSpec(msgspec.Struct, frozen=True):
+class ContainerSpec(msgspec.Struct, frozen=True, rename="camel"):
     """v1 Container."""
 
     name: str = ""
@@ -37,24 +37,24 @@ class ContainerSpec(msgspec.Struct, frozen=True):
     command: list[str] | None = None
     args: list[str] | None = None
     env: list[EnvSpec] | None = None
-    restartPolicy: str | None = None
+    restart_policy: str | None = None
 
 
-class PodSpec(msgspec.Struct, frozen=True):
+class PodSpec(msgspec.Struct, frozen=True, rename="camel"):
     """v1 PodSpec."""
 
     containers: list[ContainerSpec] | None = None
-    initContainers: list[ContainerSpec] | None = None
-    nodeName: str | None = None
-    nodeSelector: dict[str, str] | None = None
+    init_containers: list[ContainerSpec] | None = None
+    node_name: str | None = None
+    node_selector: dict[str, str] | None = None
     affinity: dict[str, Any] | None = None
-    hostNetwork: bool | None = None
+    host_network: bool | None = None
     hostname: str | None = None
     subdomain: str | None = None
-    serviceAccountName: str | None = None
+    service_account_name: str | None = None
 
 
-class Meta(msgspec.Struct, frozen=True):
+class Meta(msgspec.Struct, frozen=True, rename="camel"):
     """v1 ObjectMeta."""
 
     name: str = ""
@@ -63,23 +63,23 @@ class Meta(msgspec.Struct, frozen=True):
     annotations: dict[str, str] | None = None
 
 
-class Template(msgspec.Struct, frozen=True):
+class Template(msgspec.Struct, frozen=True, rename="camel"):
     """v1 PodTemplateSpec; a Pod object has the same two fields."""
 
     metadata: Meta | None = None
     spec: PodSpec | None = None
 
 
-class WorkloadSpec(msgspec.Struct, frozen=True):
+class WorkloadSpec(msgspec.Struct, frozen=True, rename="camel"):
     """The spec of Deployment, ReplicaSet, StatefulSet and DaemonSet."""
 
     template: Template
     replicas: int | None = None
-    serviceName: str | None = None
+    service_name: str | None = None
     ordinals: dict[str, int] | None = None
 
 
-class Workload(msgspec.Struct, frozen=True):
+class Workload(msgspec.Struct, frozen=True, rename="camel"):
     """Deployment, ReplicaSet, StatefulSet or DaemonSet."""
 
     metadata: Meta
@@ -88,13 +88,13 @@ class Workload(msgspec.Struct, frozen=True):
 
 def containers(spec: PodSpec) -> tuple[Container, ...]:
     """The containers that run for the pod's whole life: the main ones and restartable init containers."""
-    sidecars = [one for one in spec.initContainers or () if one.restartPolicy == "Always"]
+    sidecars = [one for one in spec.init_containers or () if one.restart_policy == "Always"]
     return tuple(_container(one) for one in [*sidecars, *(spec.containers or ())])
 
 
 def _container(spec: ContainerSpec) -> Container:
     ports = tuple(
-        ContainerPort(port.containerPort, port.protocol or "TCP", port.name or "", port.hostPort or 0)  # type: ignore[arg-type]
+        ContainerPort(port.container_port, port.protocol or "TCP", port.name or "", port.host_port or 0)  # type: ignore[arg-type]
         for port in spec.ports or ()
     )
     # args alone are arguments of the image's entry point, which is not here: our server answers instead

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from emulator.cluster.model import Node, Pod
 from emulator.cluster.podspec import PodSpec
@@ -37,12 +37,12 @@ class Scheduler:
         ``pinned`` is the node that a DaemonSet or the topology means; it goes the same way as ``nodeName``.
         """
         wanted_ports = {
-            (port.hostPort or port.containerPort if spec.hostNetwork else port.hostPort, port.protocol or "TCP")
+            (port.host_port or port.container_port, port.protocol or "TCP")
             for container in spec.containers or ()
             for port in container.ports or ()
-            if port.hostPort or spec.hostNetwork
+            if port.host_port or spec.host_network
         }
-        target = pinned or spec.nodeName or ""
+        target = pinned or spec.node_name or ""
         if target and target not in self._nodes:
             self._refuse(namespace, name, "spec.nodeName", f'node "{target}" not found')
         reasons: Counter[str] = Counter()
@@ -71,7 +71,7 @@ class Scheduler:
         return ""
 
     @staticmethod
-    def _refuse(namespace: str, name: str, path: str, reason: str) -> None:
+    def _refuse(namespace: str, name: str, path: str, reason: str) -> NoReturn:
         raise ManifestError([Problem("", f"Pod {namespace}/{name}", path, reason)])
 
 
@@ -84,7 +84,7 @@ def _host_ports(pod: Pod) -> Iterable[HostPort]:
 
 def matches_node(spec: PodSpec, node: Node) -> bool:
     """Whether nodeSelector and required node affinity let the pod onto ``node``."""
-    if spec.nodeSelector and any(node.labels.get(key) != value for key, value in spec.nodeSelector.items()):
+    if spec.node_selector and any(node.labels.get(key) != value for key, value in spec.node_selector.items()):
         return False
     affinity = (spec.affinity or {}).get("nodeAffinity") or {}
     needed = affinity.get("requiredDuringSchedulingIgnoredDuringExecution")
@@ -104,7 +104,7 @@ def _matches_term(term: dict[str, Any], node: Node) -> bool:
 
 def _matches_expression(expression: dict[str, Any], labels: dict[str, str]) -> bool:
     value = labels.get(expression.get("key", ""))
-    values = expression.get("values") or ()
+    values: Sequence[str] = expression.get("values") or ()
     match expression.get("operator"):
         case "In":
             return value is not None and value in values

@@ -170,7 +170,8 @@ def _scalar(event: Any) -> Any:
     if event.tag in ("!", _TAGS + "str"):
         return text
     value = _plain(text)
-    kind = {"null": type(None), "bool": bool, "int": int, "float": (int, float)}.get(event.tag.removeprefix(_TAGS))
+    kinds: dict[str, Any] = {"null": type(None), "bool": bool, "int": int, "float": int | float}
+    kind = kinds.get(event.tag.removeprefix(_TAGS))
     if kind is None:
         raise Malformed(f"tag {event.tag} is not allowed", event.start_mark.line + 1)
     if not isinstance(value, kind):

@@ -7,13 +7,12 @@ names, routes) is filled in by :mod:`emulator.cluster.topology_resolve`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import msgspec
 
 from emulator.cluster import validation
-from emulator.cluster.decode import decode, near
+from emulator.cluster.decode import decode
 from emulator.cluster.model import LinkQuality
 from emulator.cluster.strict_yaml import Malformed, documents
 from emulator.errors import Problem
@@ -90,7 +89,7 @@ class HostEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename=
 
 
 class LinkEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
-    """A cable. ``addresses`` are the machine's (``from``'s, between two machines; then ``peerAddresses`` are ``to``'s)."""
+    """A cable. ``addresses`` are the machine's; between two machines ``from``'s, and ``peerAddresses`` are ``to``'s."""
 
     from_: str = msgspec.field(name="from")
     to: str
@@ -251,14 +250,14 @@ def _check(file: TopologyFile, faults: Faults) -> None:
     if len(file.nodes) + len(file.routers) + len(file.hosts) > MACHINES_MAX:
         faults.add("", "", f"must have at most {MACHINES_MAX} machines")
     owners: dict[str, str] = {}
-    for field, word, entries in (
-        ("switches", "switch", file.switches),
-        ("nodes", "node", file.nodes),
-        ("routers", "router", file.routers),
-        ("hosts", "host", file.hosts),
+    for word, field, names in (
+        ("switch", "switches", [switch.name for switch in file.switches]),
+        ("node", "nodes", [node.name for node in file.nodes]),
+        ("router", "routers", [router.name for router in file.routers]),
+        ("host", "hosts", [host.name for host in file.hosts]),
     ):
-        for index, entry in enumerate(entries):
-            _check_name(entry.name, word, f"{field}[{index}].name", owners, faults)
+        for index, name in enumerate(names):
+            _check_name(name, word, f"{field}[{index}].name", owners, faults)
     for index, switch in enumerate(file.switches):
         subject, path = f"switch {switch.name}", f"switches[{index}]"
         _check_cidrs(switch.cidrs, subject, f"{path}.cidrs", faults, one_per_family=False)

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from emulator.cluster import validation
+from emulator.cluster.decode import near
 from emulator.cluster.model import Interface, LinkQuality, Machine, StaticRoute, Switch, SwitchPort, Topology
 from emulator.cluster.topology_file import (
     DEVICE_MAX,
@@ -27,7 +28,6 @@ from emulator.cluster.topology_file import (
     LinkEntry,
     NodeEntry,
     RouterEntry,
-    SwitchEntry,
     TopologyFile,
     overlap,
 )
@@ -128,15 +128,13 @@ class _Resolver:
 
     def _cables(self) -> Iterator[_Cable]:
         """The links, those in the short form ``switch:`` first."""
-        for kind, field_, entries in (
-            ("router", "routers", self.file.routers),
-            ("node", "nodes", self.file.nodes),
-            ("host", "hosts", self.file.hosts),
-        ):
-            for index, entry in enumerate(entries):
-                if entry.switch:
-                    link = LinkEntry(from_=entry.name, to=entry.switch, addresses=entry.addresses)
-                    yield _Cable(link, f"{kind} {entry.name}", f"{field_}[{index}].switch")
+        numbers: Counter[str] = Counter()
+        for kind, entry in self.entries.values():
+            path = f"{kind}s[{numbers[kind]}].switch"
+            numbers[kind] += 1
+            if entry.switch:
+                link = LinkEntry(from_=entry.name, to=entry.switch, addresses=entry.addresses)
+                yield _Cable(link, f"{kind} {entry.name}", path)
         for index, link in enumerate(self.file.links):
             yield _Cable(link, f"link {link.from_}–{link.to}", f"links[{index}]")
 
@@ -148,7 +146,7 @@ class _Resolver:
             path = cable.path if short else f"{cable.path}.{field_}"
             what = "switch" if short else "switch, node, router or host"
             if name not in (self.switches if short and field_ == "to" else known):
-                reason = f"there is no {what} of this name" + _near(name, [*self.switches] if short else known)
+                reason = f"there is no {what} of this name" + near(name, [*self.switches] if short else known)
                 self.faults.add(cable.subject, path, validation.invalid(name, reason))
         if link.from_ == link.to:
             self.faults.add(cable.subject, cable.path, "both ends are the same")
@@ -203,28 +201,19 @@ class _Resolver:
             other = self._end(cable, link.to, link.from_, mtu, segment, link.peer_addresses, "peerAddresses")
             one.peer_device, other.peer_device = other.device, one.device
         elif len(switch_mtus) == 2:
+            segment = segment_of[link.from_]
             one_device, other_device = self._port_name(link.from_, link.to), self._port_name(link.to, link.from_)
             self._port(link.from_, one_device, link.to, other_device, link.quality, mtu)
             self._port(link.to, other_device, link.from_, one_device, link.quality, mtu)
         else:
             switch, machine = (link.from_, link.to) if link.from_ in self.switches else (link.to, link.from_)
-            end = self._end(cable, machine, switch, mtu, segment_of[switch], link.addresses, "addresses")
+            segment = segment_of[switch]
+            end = self._end(cable, machine, switch, mtu, segment, link.addresses, "addresses")
             end.peer_device = self._port_name(switch, machine)
             self._port(switch, end.peer_device, machine, end.device, link.quality, mtu)
-        families = {
-            cidr.version
-            for cidr in (
-                segment_of[link.from_ if link.from_ in self.switches else link.to].cidrs
-                if switch_mtus
-                else segment.cidrs
-            )
-        }
-        if 6 in families and mtu < MTU_MIN_IPV6:
-            self.faults.add(
-                cable.subject,
-                f"{cable.path}.mtu",
-                validation.invalid(mtu, f"must be at least {MTU_MIN_IPV6}: the segment has IPv6"),
-            )
+        if mtu < MTU_MIN_IPV6 and any(cidr.version == 6 for cidr in segment.cidrs):
+            reason = validation.invalid(mtu, f"must be at least {MTU_MIN_IPV6}: the segment has IPv6")
+            self.faults.add(cable.subject, f"{cable.path}.mtu", reason)
 
     def _end(
         self, cable: _Cable, machine: str, peer: str, mtu: int, segment: _Segment, wanted: list[str], field_: str
@@ -397,12 +386,6 @@ class _Resolver:
 
 def _canonical(cidrs: list[str]) -> Iterator[str]:
     return (str(validation.parse_cidr(text)) for text in cidrs)
-
-
-def _near(name: str, known: list[str]) -> str:
-    from emulator.cluster.decode import near
-
-    return near(name, known)
 
 
 def _usable(address: IPAddress, cidr: Network) -> bool:

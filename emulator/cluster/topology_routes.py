@@ -164,6 +164,6 @@ def _check_node(
             faults.add(
                 f"node {name}",
                 "",
-                f"has no router on its segment, hence no IPv{family} default route, which proxy ARP, REJECT and NodePort"
-                " need; add a router, or write defaultRoute: false if that is what you want to see",
+                f"has no router on its segment, hence no IPv{family} default route, which proxy ARP, REJECT and"
+                " NodePort need; add a router, or write defaultRoute: false if that is what you want to see",
             )

@@ -115,10 +115,8 @@ def faults_of_qualified_name(value: str) -> list[str]:
     """A label key: an optional subdomain and ``/``, then a name."""
     prefix, slash, name = value.rpartition("/")
     if "/" in prefix:
-        return [
-            f"a qualified name {_QUALIFIED_REASON} with an optional DNS subdomain prefix and '/'"
-            " (e.g. 'example.com/MyName')"
-        ]
+        example = "with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')"
+        return [f"a qualified name {_QUALIFIED_REASON} {example}"]
     faults = []
     if slash and not prefix:
         faults.append("prefix part must be non-empty")

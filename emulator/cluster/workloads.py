@@ -151,7 +151,7 @@ def _of_stateful_set(workload: Workload) -> Wanted:
     start = (spec.ordinals or {}).get("start", 0)
     ordinals = range(start, start + _replicas(spec))
     template = spec.template
-    pod_spec = msgspec.structs.replace(template.spec or PodSpec(), subdomain=spec.serviceName)
+    pod_spec = msgspec.structs.replace(template.spec or PodSpec(), subdomain=spec.service_name)
     return Wanted(
         workload.metadata.namespace or "default",
         f"StatefulSet/{name}",
