@@ -110,8 +110,8 @@ def unsupported(missing: Collection[Feature]) -> Unsupported:
 
 def program_versions() -> dict[str, str]:
     """The version of each installed program that labs use, for the record of a run: ``{"bird": "2.0.12", ...}``."""
-    found = {program: programs.find(program.executable) for program in PROGRAMS if program.least}
-    return {program.executable: programs.version(path, program.version) for program, path in found.items() if path}
+    found = [(program, programs.find(program.executable)) for program in PROGRAMS if program.least]
+    return {program.executable: programs.version(path, program.version) for program, path in found if path}
 
 
 # the kernel

@@ -103,6 +103,14 @@ def test_a_missing_program_is_named_with_its_package(monkeypatch: pytest.MonkeyP
     assert not Path("/etc/debian_version").exists() or "bird2" in bird.hint
 
 
+@pytest.mark.requires("ip", "bird")
+def test_a_runs_record_can_name_the_version_of_each_program() -> None:
+    versions = capabilities.program_versions()
+
+    assert versions["ip"].count(".") >= 1
+    assert versions["bird"].startswith(("2.", "3."))
+
+
 def test_the_doctors_report_is_json_and_can_be_drawn_narrow() -> None:
     report = doctor.doctor_report()
     console = Console(width=60, record=True, file=io.StringIO())
