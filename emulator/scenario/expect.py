@@ -43,7 +43,7 @@ def flow_checks(
         else:
             observed = _OF_JOURNEY[name](first) if first else NOTHING
             met = first is not None and _equal(value, observed)
-        checks.append(Check(text=f"{name}: {_written(value)}", observed=observed, met=met))
+        checks.append(Check(text=f"{_field(name)}: {_written(value)}", observed=observed, met=met))
     return tuple(checks)
 
 
@@ -63,7 +63,7 @@ def stream_checks(expect: StreamExpect, style: str, result: StreamReport) -> tup
     for name, (observed, holds) in found.items():
         value = for_style(getattr(expect, name), style)
         if value is not None:
-            text = f"{name.replace('_', ' ')}: {_written(value)}"
+            text = f"{_field(name)}: {_written(value)}"
             checks.append(Check(text=text, observed=_written(observed), met=bool(holds(value))))
     return tuple(checks)
 
@@ -139,6 +139,12 @@ def _source_addresses(wanted: str, answer: ProbeAnswer, cluster: Cluster, journe
                 for address in interface.addresses
             )
     return resolve(cluster, wanted).addresses
+
+
+def _field(name: str) -> str:
+    """As the scenario file spells it."""
+    head, *rest = name.split("_")
+    return head + "".join(part.capitalize() for part in rest)
 
 
 def _equal(wanted: Any, observed: str) -> bool:

@@ -236,7 +236,7 @@ class _Runner:
             received=result.received,
             times=result.times,
             answered_by=result.answered_by,
-            source_seen=result.source_seen,
+            source_seen=_address(result.source_seen),
             detail=result.detail,
             checks=flow_checks(step.expect, self._style, sent.cluster, answer, requests),
             hook_passes=passes(sent.meter, requests),
@@ -294,6 +294,11 @@ def _with_delivery(sent: Sent, requests: Sequence[Journey]) -> ProbeAnswer:
         source=sent.answer.source, target=sent.answer.target, source_ns=sent.answer.source_ns,
         target_ns=sent.answer.target_ns, address=sent.answer.address, protocol=sent.answer.protocol, port=0, result=result,
     )  # fmt: skip
+
+
+def _address(peer: str) -> str:
+    """The address of ``10.0.0.1:4711`` or ``[fd00::1]:4711``."""
+    return peer.rpartition(":")[0].strip("[]")
 
 
 def _errors(others: Sequence[Journey]) -> list[Journey]:
