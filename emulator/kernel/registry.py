@@ -152,6 +152,7 @@ def kill(name: str, *, wait: bool = False) -> None:
     The kernel frees its interfaces and namespaces in the background after that. A lab that is gone already is fine.
     Raises UserError for one that is still starting.
     """
+    check_name(name)
     for record in labs():
         if record.name == name:
             if record.state == "starting":  # its process is whoever is starting it, not PID 1
@@ -179,10 +180,11 @@ def _kill(record: LabRecord, *, wait: bool) -> None:
 
 
 def remove(name: str) -> None:
-    """Drop an entry with everything in it. One that is not there is fine."""
+    """Drop an entry with everything in it. One that is not there is fine. Raises UserError for what is not a name."""
+    check_name(name)
     if base_directory().exists():
         with _locked() as base:
-            shutil.rmtree(base / check_name(name), ignore_errors=True)
+            shutil.rmtree(base / name, ignore_errors=True)
 
 
 def _others() -> str:
