@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Hashable, Iterator
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 from msgspec import inspect
@@ -36,7 +36,7 @@ def faults_in(value: Any, kind: type[Any]) -> list[Fault]:
 
 def _explained(value: Any, kind: type[Any], error: msgspec.ValidationError) -> list[Fault]:
     # msgspec says "... - at `$.spec`"; what the walk cannot explain is told in its words
-    return list(faults(value, _type_info(kind))) or [("", str(error))]
+    return list(faults(value, _type_info(cast("Hashable", kind)))) or [("", str(error))]
 
 
 def near(name: str, known: list[str] | tuple[str, ...]) -> str:

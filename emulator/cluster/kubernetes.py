@@ -105,7 +105,7 @@ def _container(container: Container) -> Object:
 
 
 def node_object(node: Node) -> Object:
-    """A ready node. ``podCIDRs`` are its ranges, also where these are Calico's blocks, which the real one keeps apart."""
+    """A ready node. ``podCIDRs`` are its ranges, also if they are Calico's blocks (really kept apart)."""
     addresses = [{"type": "InternalIP", "address": address} for address in node.addresses]
     spec: Object = {"podCIDR": node.pod_ranges[0], "podCIDRs": list(node.pod_ranges)} if node.pod_ranges else {}
     return {

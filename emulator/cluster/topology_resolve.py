@@ -282,7 +282,7 @@ class _Resolver:
                 self._take_explicit(segment, end, text, f"{end.path}[{index}]")
         for kind in FIRST_HOST_NUMBER:
             for cidr in segment.cidrs:
-                number = FIRST_HOST_NUMBER[kind]
+                number = FIRST_HOST_NUMBER[kind] if cidr.num_addresses > 2 else 0
                 for end in segment.ends:
                     if end.kind != kind or any(network == cidr for _, network in end.addresses):
                         continue
