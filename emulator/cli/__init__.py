@@ -75,8 +75,8 @@ class _Commands(click.Group):
 def cli(debug: bool) -> None:
     """What does each CNI style do to my traffic?
 
-    cnilab builds the network of a Kubernetes cluster out of Linux namespaces, once per CNI style, sends real packets through
-    it, captures them at every hop, and lays the styles side by side. Start with `cnilab demo`.
+    cnilab builds the network of a Kubernetes cluster out of Linux namespaces, once per CNI style, sends real packets
+    through it, captures them at every hop, and lays the styles side by side. Start with `cnilab demo`.
     """
 
 

@@ -14,7 +14,8 @@ from emulator.cli import options, output
 @click.option("--tail", type=click.IntRange(min=0), default=None, help="Only the last lines of each.")
 @options.as_json
 def command(place: str, daemon: str, lab: str | None, tail: int | None, as_json: bool) -> None:
-    """Show the log of a DAEMON (`bird`) on a node, of a pod's command, or of everything at PLACE; without a place, all."""
+    """Show the log of a DAEMON (`bird`) on a node, of a pod's command, or of everything at PLACE; without a place,
+    all."""
     from emulator.lab import Lab
 
     logs = Lab.connect(lab).logs(place, daemon)

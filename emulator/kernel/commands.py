@@ -1,7 +1,8 @@
 """Pods' own commands: real processes in a pod's network namespace, with its host name and its files under /etc.
 
 They are started again when they end, as the kubelet does: at once the first time, then after 10, 20, 40 ... 300 seconds
-(CrashLoopBackOff), unless the pod's restartPolicy says otherwise. Output goes to a log, at most ``LOG_LIMIT`` bytes of it.
+(CrashLoopBackOff), unless the pod's restartPolicy says otherwise. Output goes to a log, at most ``LOG_LIMIT`` bytes
+of it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ State = Literal["running", "died", "stopped", "completed"]
 
 @dataclass(frozen=True)
 class Command:
-    """One container's process. ``place`` is ``namespace/pod``; ``netns`` a path; ``files`` (path to text) only it sees."""
+    """One container's process. ``place`` is ``namespace/pod``; ``netns`` a path; ``files`` (path to text) only it
+    sees."""
 
     place: str
     name: str

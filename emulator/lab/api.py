@@ -122,14 +122,14 @@ class Api:
             return self._existing(Ref(kind.group, kind.kind, namespace, name), kind)
         wanted = lambda obj: (
             label_matches(query.get("labelSelector", ""), obj)
-            and field_matches(  # noqa: E731
+            and field_matches(
                 query.get("fieldSelector", ""), obj
             )
         )
         if query.get("watch") in ("true", "1"):
             return Stream(self._watch(kind, namespace, query, wanted))
         version = self._runtime.store.version
-        items = [obj for obj in self._runtime.store.list(kind.group, kind.kind, namespace) if wanted(obj)]
+        items = [obj for obj in self._runtime.store.select(kind.group, kind.kind, namespace) if wanted(obj)]
         return {
             "apiVersion": kind.api_version,
             "kind": f"{kind.kind}List",
@@ -143,7 +143,7 @@ class Api:
         since = int(text) if text.isdigit() else 0
         if since == 0:  # as the API server: first what is there, then what changes
             since = self._runtime.store.version
-            for obj in self._runtime.store.list(kind.group, kind.kind, namespace):
+            for obj in self._runtime.store.select(kind.group, kind.kind, namespace):
                 if wanted(obj):
                     yield msgspec.json.encode({"type": "ADDED", "object": obj}) + b"\n"
         try:

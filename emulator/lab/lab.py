@@ -43,7 +43,8 @@ Manifest = str | os.PathLike[str] | dict[str, Any]
 
 
 class Capture:
-    """Every packet at the chosen hops while the ``with`` block runs; afterwards ``events``, ``journeys`` and ``stats``."""
+    """Every packet at the chosen hops while the ``with`` block runs; afterwards ``events``, ``journeys`` and
+    ``stats``."""
 
     def __init__(self, lab: Lab, hops: Sequence[str]) -> None:
         self._lab = lab
@@ -99,7 +100,8 @@ class Trace(msgspec.Struct, frozen=True):
 
 
 class Lab:
-    """One lab: in a ``with`` block a private one that dies with it; from :meth:`up` or :meth:`connect` one that stays."""
+    """One lab: in a ``with`` block a private one that dies with it; from :meth:`up` or :meth:`connect` one that
+    stays."""
 
     def __init__(
         self,

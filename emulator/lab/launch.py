@@ -96,8 +96,8 @@ def launch(
 ) -> Launched:
     """Start a lab and return when it is wired and its routes are in the kernel.
 
-    Raises what is wrong with the input or this machine (UserError and below), and SandboxError, ApplyError or DaemonError
-    for what fails on the way; nothing is left behind then.
+    Raises what is wrong with the input or this machine (UserError and below), and SandboxError, ApplyError or
+    DaemonError for what fails on the way; nothing is left behind then.
     """
     from emulator.cluster.topology import load_topology
 

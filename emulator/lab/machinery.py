@@ -34,7 +34,8 @@ Progress = Callable[[str], None]
 
 
 class Machinery:
-    """The running parts of one lab. Changes come one at a time (the runtime's lock); the rest may come from any thread."""
+    """The running parts of one lab. Changes come one at a time (the runtime's lock); the rest may come from any
+    thread."""
 
     def __init__(self, *, allow_missing: bool) -> None:
         self.traffic = TrafficEngine.start()
@@ -59,8 +60,9 @@ class Machinery:
         *,
         await_routes: bool,
     ) -> None:
-        """Carry out ``operations``, which lead to ``plan``. What serves the pods and machines that leave stops first, what
-        serves those that come starts last. On failure the kernel is as it was and the old ones are served again."""
+        """Carry out ``operations``, which lead to ``plan``. What serves the pods and machines that leave stops
+        first, what serves those that come starts last. On failure the kernel is as it was and the old ones are
+        served again."""
         going, arriving = machines
         vanishing = [pod.ns for pod in leaving if not pod.host_network] + [machine.ns for machine in going]
         stopping = list(dict.fromkeys([*(pod.ns for pod in leaving), *(machine.ns for machine in going)]))

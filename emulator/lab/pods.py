@@ -65,8 +65,9 @@ def served_by(pod: Pod) -> str:
 
 
 def entry_files(pod: Pod) -> dict[str, str]:
-    """/etc/hosts, /etc/hostname and /etc/resolv.conf as the kubelet writes them (pkg/kubelet/util, SetupDNSinContainerizedMounter
-    and managedHostsFileContent). There is no name server yet: the search path is there, a server is not."""
+    """/etc/hosts, /etc/hostname and /etc/resolv.conf as the kubelet writes them (pkg/kubelet/util,
+    SetupDNSinContainerizedMounter and managedHostsFileContent). There is no name server yet: the search path is
+    there, a server is not."""
     hostname = pod.hostname or pod.name
     lines = ["# Kubernetes-managed hosts file.", "127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
     lines += ["fe00::0\tip6-localnet", "fe00::0\tip6-mcastprefix", "fe00::1\tip6-allnodes", "fe00::2\tip6-allrouters"]

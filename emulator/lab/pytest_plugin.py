@@ -28,7 +28,9 @@ STYLE = "cnilab_style"
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--cnilab-cni`` and its ini twin."""
     group = parser.getgroup("cnilab")
-    group.addoption("--cnilab-cni", default=None, metavar="STYLE,...", help="CNI styles that the lab fixture runs under")
+    group.addoption(
+        "--cnilab-cni", default=None, metavar="STYLE,...", help="CNI styles that the lab fixture runs under"
+    )
     parser.addini("cnilab_cni", "CNI styles that the lab fixture runs under", default="flannel")
 
 

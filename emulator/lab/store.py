@@ -67,7 +67,7 @@ class Store:
         """The object, or None."""
         return self._objects.get(ref)
 
-    def list(self, group: str, kind: str, namespace: str = "") -> list[Object]:
+    def select(self, group: str, kind: str, namespace: str = "") -> list[Object]:
         """All objects of a kind, of one namespace or of all, sorted by namespace and name."""
         with self._changed:
             found = [

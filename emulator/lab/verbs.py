@@ -209,7 +209,7 @@ class Verbs:
                 machine.ns for machine in cluster.topology.machines if machine.name not in self._runtime.down_nodes
             ]
             everywhere += [pod.ns for pod in cluster.pods if not pod.host_network]
-            return {ns: () for ns in ["underlay", *everywhere]}
+            return dict.fromkeys(["underlay", *everywhere], ())
         chosen: dict[str, tuple[str, ...]] = {}
         for hop in hops:
             place, _, device = hop.partition(":")

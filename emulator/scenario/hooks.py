@@ -12,8 +12,9 @@ _NUMBERS = {"icmp": 1, "ipip": 4, "tcp": 6, "udp": 17, "icmpv6": 58}
 def passes(rows: Sequence[Sequence[object]], requests: Sequence[Journey]) -> dict[str, dict[str, int]]:
     """Hook passes of one request, per namespace and hook, its tunnel packets included.
 
-    ``rows`` are [namespace, hook, source, target, protocol number, packets], counted while the requests travelled. Counted are the
-    address pairs under which the requests were seen on the wire, so that replies, BGP and the rest stay out.
+    ``rows`` are [namespace, hook, source, target, protocol number, packets], counted while the requests travelled.
+    Counted are the address pairs under which the requests were seen on the wire, so that replies, BGP and the rest
+    stay out.
     """
     if not requests:
         return {}
@@ -26,8 +27,8 @@ def passes(rows: Sequence[Sequence[object]], requests: Sequence[Journey]) -> dic
                 number = 4 if packet.tunnel.kind == "ipip" else 17
                 pairs.add((packet.tunnel.source, packet.tunnel.target, number))
     totals: dict[str, dict[str, int]] = {}
-    for ns, hook, source, target, number, packets in rows:
-        if (source, target, number) in pairs:
+    for ns, hook, source, target, protocol, packets in rows:
+        if (source, target, protocol) in pairs:
             hooks = totals.setdefault(str(ns), {})
             hooks[str(hook)] = hooks.get(str(hook), 0) + int(str(packets))
     return {ns: {hook: round(count / len(requests)) for hook, count in hooks.items()} for ns, hooks in totals.items()}

@@ -120,10 +120,12 @@ def _problems(scenario: Scenario, path: str) -> Iterator[Problem]:
         if step.flow and not 1 <= step.flow.count <= 10_000:
             yield Problem(path, scenario.name, f"{where}.flow.count", "must be between 1 and 10000")
         if step.send:
-            from emulator.traffic.expression import check_expression
+            from emulator.traffic.expression import parse
 
-            for reason in check_expression(step.send.packet):
-                yield Problem(path, scenario.name, f"{where}.send.packet", reason)
+            try:
+                parse(step.send.packet, path, f"{scenario.name} {where}.send.packet")
+            except ScenarioError as error:
+                yield from error.problems
 
 
 def _walk(steps: list[Step], where: str) -> Iterator[tuple[str, Step]]:

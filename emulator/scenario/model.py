@@ -25,11 +25,12 @@ class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="c
 class Expect(_Strict, frozen=True):
     """What a flow must show.
 
-    ``verdict``: delivered, refused, dropped, unreachable. ``ttl``: of the request as its receiver gets it. ``source``: the
-    request's source address as its receiver sees it: ``sender``, a place (any address of it), ``place:device``, or an
-    address. ``encapsulation``: ``none`` or the kind of tunnel that the request travels in between nodes, and ``overhead`` its
-    bytes. ``path``: ``place:device`` of each hop of the request, ``*`` standing for anything, ``...`` for any number of hops.
-    ``detail``: a text that the result's detail holds. ``fragments``: how many packets one request travels as at most on the wire.
+    ``verdict``: delivered, refused, dropped, unreachable. ``ttl``: of the request as its receiver gets it.
+    ``source``: the request's source address as its receiver sees it: ``sender``, a place (any address of it),
+    ``place:device``, or an address. ``encapsulation``: ``none`` or the kind of tunnel that the request travels in
+    between nodes, and ``overhead`` its bytes. ``path``: ``place:device`` of each hop of the request, ``*`` standing
+    for anything, ``...`` for any number of hops. ``detail``: a text that the result's detail holds. ``fragments``:
+    how many packets one request travels as at most on the wire.
     """
 
     verdict: PerStyleText | None = None
@@ -56,7 +57,8 @@ class StreamExpect(_Strict, frozen=True):
 
 
 class _Request(_Strict, frozen=True, kw_only=True):
-    """What flows and streams have in common; see ``traffic.model.Probe`` for the units. ``from`` and ``to`` are places."""
+    """What flows and streams have in common; see ``traffic.model.Probe`` for the units. ``from`` and ``to`` are
+    places."""
 
     id: str
     title: str = ""
@@ -106,7 +108,8 @@ class Churn(_Strict, frozen=True):
 
 
 class Wait(_Strict, frozen=True):
-    """Until ``to`` answers ``from`` (checked over and over), at most ``timeout`` seconds; or just for some ``seconds``."""
+    """Until ``to`` answers ``from`` (checked over and over), at most ``timeout`` seconds; or just for some
+    ``seconds``."""
 
     seconds: float = 0.0
     source: str = msgspec.field(name="from", default="")
@@ -128,8 +131,8 @@ class Replay(_Strict, frozen=True):
 class Send(_Strict, frozen=True):
     """Hand-made packets: a scapy expression of layers, such as ``IP(dst="10.244.2.2", ttl=1)/ICMP()``.
 
-    ``expect`` looks at the first packet sent: only ``verdict`` (delivered or dropped), ``ttl``, ``source``, ``encapsulation``,
-    ``overhead`` and ``path`` can hold for it. ``to`` is where it should arrive.
+    ``expect`` looks at the first packet sent: only ``verdict`` (delivered or dropped), ``ttl``, ``source``,
+    ``encapsulation``, ``overhead`` and ``path`` can hold for it. ``to`` is where it should arrive.
     """
 
     id: str

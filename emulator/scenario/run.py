@@ -1,7 +1,8 @@
-"""Runs scenarios: each one under each style in a lab of its own, captured from first to last step, into a run directory.
+"""Runs scenarios: each one under each style in a lab of its own, captured from first to last step, into a run
+directory.
 
-Steps are carried out first and judged afterwards: packets are followed once the capture is complete, each flow's in its own
-window of time, and explained by the plan that was in force when they were sent.
+Steps are carried out first and judged afterwards: packets are followed once the capture is complete, each flow's in
+its own window of time, and explained by the plan that was in force when they were sent.
 """
 
 from __future__ import annotations

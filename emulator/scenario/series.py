@@ -34,8 +34,8 @@ def run_series(
     allow_missing: bool = False,
     progress: Progress = lambda _text: None,
 ) -> Series:
-    """Run everything. A style that this kernel or topology cannot carry becomes a row with its reason; any other error ends
-    the run, with what was done by then on disk.
+    """Run everything. A style that this kernel or topology cannot carry becomes a row with its reason; any other
+    error ends the run, with what was done by then on disk.
 
     Raises Unsupported if no style could run at all.
     """

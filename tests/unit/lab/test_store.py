@@ -48,8 +48,8 @@ def test_list_is_sorted_and_limited_to_a_namespace() -> None:
     other = pod("z")
     other["metadata"] = {"name": "z", "namespace": "shop"}
     store.commit([other, pod("b"), pod("a")])
-    assert [obj["metadata"]["name"] for obj in store.list("", "Pod")] == ["a", "b", "z"]
-    assert [obj["metadata"]["name"] for obj in store.list("", "Pod", "shop")] == ["z"]
+    assert [obj["metadata"]["name"] for obj in store.select("", "Pod")] == ["a", "b", "z"]
+    assert [obj["metadata"]["name"] for obj in store.select("", "Pod", "shop")] == ["z"]
 
 
 def test_versions_of_one_group_name_the_same_object() -> None:
