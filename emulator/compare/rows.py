@@ -133,9 +133,10 @@ def _hook_passes(column: FlowColumn) -> Cell:
     if not passes:
         return Cell()
     totals = {ns: sum(hooks.values()) for ns, hooks in passes.items()}
-    value = " · ".join([str(sum(totals.values())), *(f"{short(ns)}: {n}" for ns, n in totals.items())])
+    value = " · ".join([str(sum(totals.values())), *(f"{short(ns)}: {n}" for ns, n in sorted(totals.items()))])
     detail = "\n".join(
-        f"{short(ns)}: " + ", ".join(f"{hook} {n}" for hook, n in hooks.items() if n) for ns, hooks in passes.items()
+        f"{short(ns)}: " + ", ".join(f"{hook} {n}" for hook, n in hooks.items() if n)
+        for ns, hooks in sorted(passes.items())
     )
     return Cell(value, detail)
 

@@ -109,9 +109,7 @@ def flannel_vxlan(sent: Packet, a: str = "a", b: str = "b", n1: str = "n1", n2: 
         vni=1,
     )
     vtep = "flannel-v6.1" if sent.version == 6 else "flannel.1"
-    cidr, base = (
-        ("fd00:10:244:2::/64", "fd00:10:244:2::") if sent.version == 6 else ("10.244.2.0/24", "10.244.2.0")
-    )
+    cidr, base = ("fd00:10:244:2::/64", "fd00:10:244:2::") if sent.version == 6 else ("10.244.2.0/24", "10.244.2.0")
     routed = changed(sent, ttl=63, source_mac=VTEP_1, target_mac=VTEP_2)
     wired = changed(routed, tunnel=vxlan)
     landed = changed(routed, ttl=62, source_mac=CNI0_2, target_mac=POD_B)
@@ -140,9 +138,7 @@ def flannel_vxlan(sent: Packet, a: str = "a", b: str = "b", n1: str = "n1", n2: 
             vtep,
             "out",
             routed,
-            _why(
-                f"route {cidr} via {base} dev {vtep} onlink", "flanneld", f"pods of {n2} are behind its VTEP"
-            ),
+            _why(f"route {cidr} via {base} dev {vtep} onlink", "flanneld", f"pods of {n2} are behind its VTEP"),
             2_600,
         ),
         (
@@ -151,9 +147,7 @@ def flannel_vxlan(sent: Packet, a: str = "a", b: str = "b", n1: str = "n1", n2: 
             "out",
             wired,
             (
-                Reason(
-                    f"fdb {VTEP_2} dst 192.168.50.12 dev {vtep}", "flanneld", f"which node has {n2}'s VTEP"
-                ),
+                Reason(f"fdb {VTEP_2} dst 192.168.50.12 dev {vtep}", "flanneld", f"which node has {n2}'s VTEP"),
                 Reason(f"vxlan {vtep} vni 1 port 8472", "flanneld", "the overlay between nodes"),
             ),
             1_800,
@@ -268,7 +262,9 @@ def calico_vxlan(sent: Packet) -> list[Step]:
             packet = msgspec.structs.replace(packet, source_mac=CALICO)
             reasons = _why("route 10.244.2.2/32 dev cali8b1d2e09aa4", "felix", "pod default/b is here")
         reasons = tuple(
-            Reason(r.subject.replace("flannel.1", "vxlan.calico"), "felix", r.why) for r in reasons if "cni0" not in r.why
+            Reason(r.subject.replace("flannel.1", "vxlan.calico"), "felix", r.why)
+            for r in reasons
+            if "cni0" not in r.why
         )
         steps.append((ns, renamed.get(device, device), way, packet, reasons, later))
     return steps
@@ -595,7 +591,10 @@ def ipv6(directory: Path) -> Path:
 def racks(directory: Path) -> Path:
     """A long way, with routers; a capture that lost packets, and a label."""
     lossy = msgspec.structs.replace(
-        FLANNEL, captured=90_000, lost=12, labels=("loss of link n1-tor1 was left out (--allow-missing): no netem here",)
+        FLANNEL,
+        captured=90_000,
+        lost=12,
+        labels=("loss of link n1-tor1 was left out (--allow-missing): no netem here",),
     )
     run = RunBuilder((lossy, CALICO_BGP), topology="racks")
     steps = through_racks(echo("10.244.1.2", "10.244.2.2"))
