@@ -91,7 +91,7 @@ class Calico:
 
     @property
     def requires(self) -> tuple[str, ...]:
-        return ("veth", "iptables", "ipset", "bird")
+        return ("veth", "iptables", "iptables-restore", "ipset", "ipset-program", "bird")
 
     def ipam(self, topology: Topology) -> address_managers.Ipam:
         """Blocks of 64 addresses with affinity to a node."""

@@ -248,7 +248,7 @@ def _static_filter(family: Family) -> tuple[Chain, ...]:
 
 
 def _dispatch(endpoints: Sequence[Endpoint]) -> Iterable[Chain]:
-    """From the device to its chain; devices that share their next letter share a chain: a shallow tree (dispatch.go)."""
+    """From the device to its chain. Devices that share their next letter share a chain: a shallow tree."""
     devices = sorted(endpoint.device for endpoint in endpoints)
     common = _common_prefix(devices)
     bins: dict[str, list[str]] = {}

@@ -97,7 +97,7 @@ class Flannel:
     @property
     def requires(self) -> tuple[str, ...]:
         tunnel = () if self.mode == HOST_GATEWAY else ("vxlan",)
-        return ("veth", "bridge", *tunnel, "iptables", "bridge-nf")
+        return ("veth", "bridge", *tunnel, "iptables", "iptables-restore", "bridge-nf")
 
     def ipam(self, topology: Topology) -> address_managers.Ipam:
         """A /24 (IPv6: /64) of the cluster network for each node, addresses from .2 on: .1 is the bridge."""

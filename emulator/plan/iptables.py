@@ -48,14 +48,14 @@ def rule_text(rule: Rule) -> str:
 
 def quote(argument: str) -> str:
     """``argument`` so that iptables-restore reads it back as it is. Raises CnilabError if that cannot be."""
-    if _HARMLESS.fullmatch(argument):
-        return argument
     if not argument:
         raise CnilabError("failed to write an iptables rule: an argument is empty")
     if _CONTROL.search(argument):
         raise CnilabError(f"failed to write an iptables rule: the argument {argument!r} holds a control character")
     if len(argument.encode()) > LONGEST_ARGUMENT:
         raise CnilabError(f"failed to write an iptables rule: the argument {argument[:40]!r}... is too long")
+    if _HARMLESS.fullmatch(argument):
+        return argument
     escaped = argument.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 

@@ -1,0 +1,40 @@
+"""Whole plans as golden files: what each style puts into the shipped topologies, word for word.
+
+A difference is either a fault or a change that is meant. For the latter write the files anew and read the diff::
+
+    UPDATE_GOLDEN=1 pytest tests/golden/test_plans.py
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from emulator.cluster.assemble import assemble
+from emulator.cluster.topology import load_topology
+from emulator.cni.styles import load_style
+from emulator.plan.build import build
+from emulator.plan.render import as_json, as_text, from_json
+
+FOLDER = Path(__file__).parent / "plans"
+TOPOLOGIES = ("three-nodes", "single-node", "dual-stack", "ipv6")
+STYLES = ("flannel:vxlan", "flannel:host-gw", "calico:bgp")
+CASES = [(style, name) for style in STYLES for name in TOPOLOGIES] + [("flannel:vxlan-directrouting", "racks")]
+
+
+@pytest.mark.parametrize(("spec", "topology"), CASES)
+def test_the_plan_is_the_golden_one(spec: str, topology: str) -> None:
+    described = load_topology(topology)
+    style = load_style(spec)
+    cluster = assemble(described, (), style.ipam(described))
+    style.check(cluster)
+    plan = build(cluster, style)
+
+    golden = FOLDER / spec.replace(":", "-") / f"{topology}.txt"
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.parent.mkdir(parents=True, exist_ok=True)
+        golden.write_text(as_text(plan), encoding="utf-8")
+    assert as_text(plan) == golden.read_text(encoding="utf-8")
+    assert from_json(as_json(plan)) == plan
