@@ -65,11 +65,11 @@ def _machines(cluster: Any, form: str) -> None:
         return
     rows = []
     for machine in machines:
-        for interface in machine.interfaces:
-            rows.append(
-                [machine.name, machine.kind, interface.name, " ".join(interface.addresses), interface.mac,
-                 str(interface.mtu), f"{interface.peer}:{interface.peer_device}"]
-            )  # fmt: skip
+        rows += [
+            [machine.name, machine.kind, interface.name, " ".join(interface.addresses), interface.mac,
+             str(interface.mtu), f"{interface.peer}:{interface.peer_device}"]
+            for interface in machine.interfaces
+        ]  # fmt: skip
     output.table(["NAME", "KIND", "DEVICE", "ADDRESSES", "MAC", "MTU", "CABLED TO"], rows)
 
 

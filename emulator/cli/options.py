@@ -55,11 +55,11 @@ style: Decorator = click.option(
     help="CNI style, such as flannel, flannel:host-gw, calico.",
 )  # fmt: skip
 styles: Decorator = click.option(
-    "--cni", "styles", default="flannel,calico", show_default=True, metavar="STYLE,...", shell_complete=_complete_styles,
-    help="CNI styles to run under.",
+    "--cni", "styles", default="flannel,calico", show_default=True, metavar="STYLE,...",
+    shell_complete=_complete_styles, help="CNI styles to run under; `all` for every one.",
 )  # fmt: skip
 manifests: Decorator = click.option(
-    "-f", "--filename", "manifests", multiple=True, metavar="FILE", help="Manifest file or folder, or - for standard input.",
+    "-f", "--filename", "manifests", multiple=True, metavar="FILE", help="Manifest file or folder; - is standard input.",
 )  # fmt: skip
 allow_missing: Decorator = click.option(
     "--allow-missing", is_flag=True,

@@ -120,12 +120,11 @@ class Api:
     def _read(self, kind: Kind, namespace: str, name: str, query: Query) -> Any:
         if name:
             return self._existing(Ref(kind.group, kind.kind, namespace, name), kind)
-        wanted = lambda obj: (
-            label_matches(query.get("labelSelector", ""), obj)
-            and field_matches(
-                query.get("fieldSelector", ""), obj
-            )
-        )
+
+        def wanted(obj: Object) -> bool:
+            labels, fields = query.get("labelSelector", ""), query.get("fieldSelector", "")
+            return label_matches(labels, obj) and field_matches(fields, obj)
+
         if query.get("watch") in ("true", "1"):
             return Stream(self._watch(kind, namespace, query, wanted))
         version = self._runtime.store.version

@@ -293,7 +293,8 @@ def _with_delivery(sent: Sent, requests: Sequence[Journey]) -> ProbeAnswer:
     )
     return ProbeAnswer(
         source=sent.answer.source, target=sent.answer.target, source_ns=sent.answer.source_ns,
-        target_ns=sent.answer.target_ns, address=sent.answer.address, protocol=sent.answer.protocol, port=0, result=result,
+        target_ns=sent.answer.target_ns, address=sent.answer.address, protocol=sent.answer.protocol, port=0,
+        result=result,
     )  # fmt: skip
 
 
