@@ -163,6 +163,20 @@ class Supervisor:
         """The last log lines of the daemons of one machine, each after its daemon's name."""
         return tuple(f"{item.name}: {line}" for item in self.status() if item.ns == ns for line in item.log[-5:])
 
+    def logs(self) -> dict[str, str]:
+        """What each daemon has written, by ``node/n1/bird``, as far as its log reaches back."""
+        return {f"{item.ns}/{item.name}": self._read_log(item.ns, item.name) for item in self.status()}
+
+    def _read_log(self, ns: str, name: str) -> str:
+        text = ""
+        for path in (self.log_path(ns, name) + ".1", self.log_path(ns, name)):
+            try:
+                with open(path, encoding="utf-8", errors="replace") as opened:
+                    text += opened.read()
+            except FileNotFoundError:
+                continue
+        return text
+
     def log_path(self, ns: str, name: str) -> str:
         """Where a daemon's log is, inside the lab."""
         return f"{self._logs}/{netns_file(ns)}/{name}.log"

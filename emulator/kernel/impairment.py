@@ -139,6 +139,11 @@ class Impairments:
         """Wishes that were let go, for every output."""
         return labels([item for group in self._missing.values() for item in group])
 
+    @property
+    def choices(self) -> dict[str, str]:
+        """The back ends in use, for the run's records: ``{"impairment node/n1 eth0": "tbf+netem"}``."""
+        return {f"impairment {ns} {device}": back_end for (ns, device), back_end in self.back_ends.items()}
+
     def check(self, items: Sequence[AnyObject]) -> None:
         """Raise Unsupported, before anything is built, if a wish cannot be granted and must be."""
         wishes = [item for item in items if isinstance(item, Impairment)]

@@ -62,6 +62,11 @@ class Rulesets:
         """The iptables back end in use: ``nf_tables`` or ``legacy``; empty before the first rule."""
         return self._backend
 
+    @property
+    def choices(self) -> dict[str, str]:
+        """The back end, for the run's records."""
+        return {"iptables": self._backend} if self._backend else {}
+
     def load(self, items: Sequence[Ruleset], changed: Sequence[tuple[Ruleset, Ruleset]], done: Done) -> None:
         """Put rules in force; ``changed`` are pairs of old and new. Raises ApplyError, Unsupported."""
         work = [(None, item) for item in items] + list(changed)
@@ -85,7 +90,7 @@ class Rulesets:
 
         def visit(ns: str) -> Callable[[], None]:
             def body() -> None:
-                self._enter(ns)
+                self.enter(ns)
                 for text in self._texts(grouped[ns]):
                     _feed(ns, text, finished[ns].append)
 
@@ -99,8 +104,13 @@ class Rulesets:
             if isinstance(result, Exception):
                 raise result
 
-    def _enter(self, ns: str) -> None:
-        """Move this thread there: into all of a machine, or the network of a pod."""
+    def load_here(self, items: Sequence[Ruleset]) -> None:
+        """Load rules into the namespace that this thread is in. Raises ApplyError."""
+        for text in self._texts([(None, item) for item in items]):
+            _feed("here", text, lambda _: None)
+
+    def enter(self, ns: str) -> None:
+        """Move this thread there for good: into all of a machine, or the network of a pod."""
         if ns != UNDERLAY and not ns.startswith("pod/"):
             enter(self._net.handle(ns))
             return
@@ -112,7 +122,7 @@ class Rulesets:
 
     def _probe(self, ns: str) -> Literal["nf_tables", "legacy"]:
         def body() -> Literal["nf_tables", "legacy"] | None:
-            self._enter(ns)
+            self.enter(ns)
             for backend, tool in (("nf_tables", "iptables-nft-restore"), ("legacy", "iptables-legacy-restore")):
                 try:
                     _tool((tool, "--noflush"), "*nat\n:CNILAB-PROBE - [0:0]\n-X CNILAB-PROBE\nCOMMIT\n")

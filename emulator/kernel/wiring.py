@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from errno import EADDRNOTAVAIL, ENODEV, ENOENT, ESRCH
 
-from emulator.errors import ApplyError
+from emulator.errors import ApplyError, NotFound
 from emulator.kernel import messages, namespaces
 from emulator.kernel.inventory import Inventory
 from emulator.kernel.netlink import Channel, Refusal, Request, link_indexes
@@ -336,6 +336,24 @@ class Wiring:
         index = self.index(item, item.device) if item.device else 0
         return messages.route(item, index, remove=remove, replace=replace)
 
+    def set_link(self, ns: str, device: str, *, up: bool) -> None:
+        """Set a device down or up, as a fault. Coming up, it gets back what the kernel dropped when it went down: IPv6
+        addresses, and every route through it."""
+        self.begin()
+        index = self.indexes(ns).get(device)
+        if index is None:
+            raise NotFound(f"there is no device {device} in {ns}")
+        requests = [messages.change_link(None, index, up=up)]
+        if up:
+            lost = [
+                item
+                for item in self._inventory.held_in(ns)
+                if isinstance(item, (Address, FdbEntry, Neighbour, Route)) and item.device == device
+            ]
+            ranked = [self._ranked(item, replace=True) for item in lost]
+            requests += [request for _, request in sorted(ranked, key=lambda pair: pair[0])]
+        self._submit(ns, requests, _nothing)
+
     # ------------------------------------------------------------ sysctls
 
     def _write_sysctls(self, ns: str, items: Sequence[Sysctl], done: Done) -> None:
@@ -379,13 +397,13 @@ class Wiring:
             elif getattr(item, "device", "") in ("", *self.indexes(item.ns)):
                 batches[item.ns].append(self._request(item, remove=True))
         for ns, requests in batches.items():
-            self._submit(ns, requests, lambda _: None, tolerate=GONE)
+            self._submit(ns, requests, _nothing, tolerate=GONE)
         for ns, surviving in self._surviving_ends(dead):
             index = self.indexes(ns).get(surviving)
             if index is not None:
                 links[ns].append(messages.delete_link(None, index))
         for ns, requests in links.items():
-            self._submit(ns, requests, lambda _: None, tolerate=GONE)
+            self._submit(ns, requests, _nothing, tolerate=GONE)
             self._indexes.pop(ns, None)
         self._strike(items, dead, done)
 
@@ -438,3 +456,7 @@ class Wiring:
             if refusal.request.subject is None:
                 raise ApplyError(f"failed to set up a device in {ns}: {refusal.reason}")
             raise refused(refusal.request.subject, refusal.reason)
+
+
+def _nothing(_: AnyObject) -> None:
+    """Nobody keeps a journal."""
