@@ -10,6 +10,7 @@ belongs to an open journey only if it may be its continuation:
 
 * the packet was not seen before at that place (device, direction, TTL, in a tunnel or not);
 * its TTL is not above that of the hop before;
+* its addresses are not those of an earlier hop turned round: a server that echoes a datagram sends another one;
 * it was last seen less than ``stall`` ago.
 
 Among several, the one that has come furthest wins while it was seen within ``gap``, for packets of one flow do not
@@ -55,11 +56,12 @@ class Followed(NamedTuple):
 class _Open:
     """A journey in the making."""
 
-    __slots__ = ("events", "places", "time", "ttl")
+    __slots__ = ("events", "pairs", "places", "time", "ttl")
 
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.places: set[Hashable] = set()
+        self.pairs: set[bytes] = set()
         self.ttl = 255
         self.time = 0
 
@@ -90,20 +92,23 @@ def follow(
             continue
         place = (event.ns, event.device, event.direction, identity.ttl, identity.tunnelled)
         candidates = open_by_key.setdefault(identity.key, [])
-        journey = _continued(candidates, event.time, place, identity.ttl, gap, stall)
+        journey = _continued(candidates, event.time, place, identity, gap, stall)
         if journey is None:
             journey = _Open()
             candidates.append(journey)
             begun.append(journey)
         journey.events.append(event)
         journey.places.add(place)
+        journey.pairs.add(identity.pair)
         journey.ttl, journey.time = identity.ttl, event.time
     if complete:
         uncorrelated += [event for each in begun if each.events[0].direction == "in" for event in each.events]
     return Followed(_journeys(begun, first_id), uncorrelated)
 
 
-def _continued(candidates: list[_Open], time: int, place: Hashable, ttl: int, gap: int, stall: int) -> _Open | None:
+def _continued(
+    candidates: list[_Open], time: int, place: Hashable, identity: Identity, gap: int, stall: int
+) -> _Open | None:
     best: _Open | None = None
     best_rank: tuple[bool, int, int] | None = None
     for index in range(len(candidates) - 1, -1, -1):
@@ -112,7 +117,9 @@ def _continued(candidates: list[_Open], time: int, place: Hashable, ttl: int, ga
         if age > stall:
             del candidates[index]
             continue
-        if place in each.places or ttl > each.ttl:
+        if place in each.places or identity.ttl > each.ttl:
+            continue
+        if identity.pair and identity.turned in each.pairs and identity.pair not in each.pairs:
             continue
         near = age <= gap
         rank = (near, len(each.events) if near else 0, -index if near else each.time)

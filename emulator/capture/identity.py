@@ -32,11 +32,22 @@ _PORTS = {6: 20, 17: 8, 1: 8, 58: 8}  # the header that a first fragment holds: 
 
 
 class Identity(NamedTuple):
-    """``key`` is equal for all sightings of one packet; ``ttl`` and ``tunnelled`` tell those on one device apart."""
+    """``key`` is equal for all sightings of one packet; ``ttl`` and ``tunnelled`` tell those on one device apart.
+
+    ``pair`` is its source and target address, one behind the other: an echoed datagram has its request's key, but
+    the pair turned round.
+    """
 
     key: Hashable
     ttl: int
     tunnelled: bool
+    pair: bytes = b""
+
+    @property
+    def turned(self) -> bytes:
+        """The pair of an answer to this packet."""
+        half = len(self.pair) // 2
+        return self.pair[half:] + self.pair[:half]
 
 
 def identify(frame: bytes) -> Identity | None:
@@ -90,7 +101,8 @@ def _identify(frame: bytes) -> Identity | None:
             elif protocol in (4, 41) and not fragment:
                 tunnelled, at, kind = True, l4, 0x0800 if protocol == 4 else 0x86DD
                 continue
-        return Identity(_key(frame, kind, protocol, ident, fragment, l4, end), ttl, tunnelled)
+        pair = frame[at + 12 : at + 20] if kind == 0x0800 else frame[at + 8 : at + 40]
+        return Identity(_key(frame, kind, protocol, ident, fragment, l4, end), ttl, tunnelled, pair)
 
 
 def _key(frame: bytes, kind: int, protocol: int, ident: int, fragment: int, l4: int, end: int) -> Hashable:

@@ -136,8 +136,6 @@ class _Walk:
             takes = 2 if word == "--match-set" else 0 if word in ("--random-fully", "--random") else 1
             values, words = words[:takes], words[takes:]
             if word == "-m" or word in _IGNORED:
-                if word == "-m" and negated:
-                    continue  # -m set ! ...: the negation stands before the option in one spelling, after it in another
                 negated = False
                 continue
             one = self.condition(word, values)

@@ -124,6 +124,19 @@ def test_a_ttl_never_rises_on_the_way() -> None:
     assert len(journeys) == 2
 
 
+def test_an_echoed_datagram_is_another_packet() -> None:
+    """On one bridge no TTL tells them apart, and both may carry identification 0."""
+    there = udp(ident=0)
+    back = L2 / IP(src="10.244.2.2", dst="10.244.1.2", ttl=64, id=0) / UDP(sport=80, dport=4000) / b"nonce"
+    events = [
+        at(0, "pod/default/a:eth0", "out", there),
+        at(1, "pod/default/b:eth0", "in", there),
+        at(2, "pod/default/b:eth0", "out", back),
+        at(3, "pod/default/a:eth0", "in", back),
+    ]
+    assert [len(journey.hops) for journey in follow(events).journeys] == [2, 2]
+
+
 def test_arp_and_neighbour_discovery_are_kept_apart() -> None:
     events = [
         at(0, "n:a", "out", L2 / ARP(pdst="10.0.0.9")),

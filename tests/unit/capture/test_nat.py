@@ -1,0 +1,101 @@
+"""Which rule translated a packet: found if it is certain, not named if it is not."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+
+from emulator.capture.nat import Translated, translator
+from emulator.plan.model import Chain, IpSet, IptablesRules, Jump, Rule
+
+PACKET = Translated(4, "tcp", "10.244.1.2", "203.0.113.9", 4000, 80, "cni0", "eth0")
+
+
+def rules(*chains: Chain, hook: str = "POSTROUTING", position: Literal["append", "insert"] = "append") -> IptablesRules:
+    jump = Jump(hook, Rule(("-j", chains[0].name)), position)
+    return IptablesRules(ns="node/n1", family=4, table="nat", owner=chains[0].name, chains=chains, jumps=(jump,))
+
+
+def found(*args: str, sets: tuple[IpSet, ...] = ()) -> bool:
+    table = rules(Chain("OURS", (Rule((*args, "-j", "MASQUERADE")),)))
+    return translator("POSTROUTING", PACKET, [table], sets) is not None
+
+
+@pytest.mark.parametrize(
+    ("args", "matches"),
+    [
+        ("-s 10.244.0.0/16", True),
+        ("--source 10.0.0.0/24", False),
+        ("! -s 10.244.0.0/16", False),
+        ("! -d 224.0.0.0/4", True),
+        ("-o eth0", True),
+        ("--out-interface eth+", True),
+        ("! -o eth0", False),
+        ("-p tcp --dport 80", True),
+        ("-p tcp -m tcp --dport 1:79", False),
+        ("-p udp", False),
+        ("-s 10.244.0.0/16 -m comment --comment text -d 203.0.113.0/24", True),
+    ],
+)
+def test_conditions_are_judged_as_iptables_does(args: str, matches: bool) -> None:
+    assert found(*args.split()) is matches
+
+
+@pytest.mark.parametrize(("members", "matches"), [(("10.244.0.0/16",), True), (("10.9.0.0/16",), False)])
+def test_sets_are_looked_up(members: tuple[str, ...], matches: bool) -> None:
+    pools = IpSet(ns="node/n1", name="pools", type="hash:net", family=4, members=members)
+    assert found("-m", "set", "--match-set", "pools", "src", sets=(pools,)) is matches
+    assert found("-m", "set", "!", "--match-set", "pools", "src", sets=(pools,)) is not matches
+
+
+def test_the_first_rule_that_surely_matches_is_named_with_its_number() -> None:
+    table = rules(
+        Chain(
+            "OURS",
+            (
+                Rule(("-m", "mark", "--mark", "0x4000/0x4000", "-j", "RETURN")),
+                Rule(("-s", "10.9.0.0/16", "-j", "MASQUERADE")),
+                Rule(("-s", "10.244.0.0/16", "-j", "MASQUERADE")),
+                Rule(("-j", "MASQUERADE")),
+            ),
+        )
+    )
+    culprit = translator("POSTROUTING", PACKET, [table], [])
+    assert culprit is not None
+    assert (culprit.chain, culprit.number) == ("OURS", 3)
+
+
+def test_two_rules_that_may_both_have_done_it_are_not_named() -> None:
+    table = rules(
+        Chain(
+            "OURS",
+            (Rule(("-m", "mark", "--mark", "1", "-j", "MASQUERADE")), Rule(("-j", "SNAT", "--to-source", "1.2.3.4"))),
+        )
+    )
+    assert translator("POSTROUTING", PACKET, [table], []) is None
+
+
+def test_a_return_ends_the_chain_and_the_caller_goes_on() -> None:
+    first = rules(Chain("FIRST", (Rule(("-j", "RETURN")), Rule(("-j", "MASQUERADE")))))
+    second = rules(Chain("SECOND", (Rule(("-j", "INNER")),)), Chain("INNER", (Rule(("-j", "MASQUERADE")),)))
+    culprit = translator("POSTROUTING", PACKET, [first, second], [])
+    assert culprit is not None
+    assert culprit.chain == "INNER"
+
+
+def test_inserted_jumps_come_before_appended_ones() -> None:
+    appended = rules(Chain("APPENDED", (Rule(("-j", "MASQUERADE")),)))
+    inserted = rules(Chain("INSERTED", (Rule(("-j", "MASQUERADE")),)), position="insert")
+    culprit = translator("POSTROUTING", PACKET, [appended, inserted], [])
+    assert culprit is not None
+    assert culprit.chain == "INSERTED"
+
+
+def test_target_translation_is_looked_for_before_routing() -> None:
+    table = rules(
+        Chain("SERVICES", (Rule(("-p", "tcp", "--dport", "80", "-j", "DNAT", "--to-destination", "x")),)),
+        hook="PREROUTING",
+    )
+    assert translator("PREROUTING", PACKET, [table], []) is not None
+    assert translator("POSTROUTING", PACKET, [table], []) is None
