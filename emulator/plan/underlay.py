@@ -105,7 +105,7 @@ def ipv6_sysctls(ns: str, *, enabled: bool, component: str) -> Iterator[Sysctl]:
             name="net/ipv6/conf/all/disable_ipv6",
             value="1",
             component=component,
-            why="an IPv4-only topology: no MLD or router solicitations between the packets that matter",
+            why="no IPv6 here: no MLD or router solicitations between the packets that matter",
         )
         return
     for name, value, why in (
