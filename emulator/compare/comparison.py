@@ -19,15 +19,17 @@ RowKind = Literal["exact", "noisy", "capture"]
 class Cell(msgspec.Struct, frozen=True, omit_defaults=True):
     """``value`` is what is compared, ``detail`` what explains it, on one or more lines.
 
-    Both empty: nothing is known here.
+    ``key`` is compared in the value's stead where two styles word the same thing differently: their pods have other
+    addresses, and a pod seen under its own is the same under both. Value empty: nothing is known here.
     """
 
     value: str = ""
     detail: str = ""
+    key: str = ""
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One property, a cell per column. ``differs`` is true if two columns that have a value have different ones."""
+    """One property, a cell per column. ``differs`` is true if two cells that have a value have different ones."""
 
     label: str
     kind: RowKind

@@ -112,6 +112,7 @@ def _routes(hops: tuple[Hop, ...]) -> tuple[RouteTaken, ...]:
     found: dict[tuple[str, str], RouteTaken] = {}
     for hop in hops:
         for reason in hop.reasons:
-            if reason.subject.startswith("route ") and not hop.ns.startswith("pod/"):
+            # An address with its prefix stands for the connected route that the kernel makes of it.
+            if reason.subject.startswith(("route ", "address ")) and not hop.ns.startswith("pod/"):
                 found.setdefault((hop.ns, reason.subject), RouteTaken(hop.ns, reason))
     return tuple(found.values())

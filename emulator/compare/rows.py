@@ -17,8 +17,8 @@ def rows_of(columns: Sequence[FlowColumn]) -> tuple[Row, ...]:
         cells = tuple(cell(column) if column.result else Cell() for column in columns)
         if optional and not any(item.value for item in cells):
             continue
-        # A style that never ran has no value: that is an error with a banner of its own, not a difference.
-        values = {item.value for item, column in zip(cells, columns, strict=True) if column.result}
+        # What is not known is no difference: a style that never ran has a banner, a flow not followed says so.
+        values = {item.key or item.value for item in cells if item.value}
         rows.append(Row(label, kind, cells, differs=kind == "exact" and len(values) > 1))
     return tuple(rows)
 
@@ -64,7 +64,7 @@ def _answered_by(column: FlowColumn) -> Cell:
 
 def _traversals(column: FlowColumn) -> Cell:
     if not column.path:
-        return Cell("not followed")
+        return Cell("", "no packet of it was seen")
     return Cell(str(column.path.traversals), " · ".join(f"{short(ns)} {n}" for ns, n in column.path.per_namespace))
 
 
@@ -108,7 +108,9 @@ def _source_seen(column: FlowColumn) -> Cell:
         return Cell("never arrived" if path else "")
     seen = result.source_seen or (path.source_seen if path else "")
     sent = path.source_sent if path else ""
-    return Cell(seen, f"rewritten from {sent}" if sent and seen and sent != seen else "")
+    if not sent or not seen:
+        return Cell(seen)
+    return Cell(f"{seen}, its own", key="own") if sent == seen else Cell(seen, f"rewritten from {sent}")
 
 
 def _target_seen(column: FlowColumn) -> Cell:

@@ -18,7 +18,7 @@ from emulator.capture.model import Hop, Journey, Packet
 from emulator.compare.comparison import Comparison, FlowColumn, FlowComparison, Row
 from emulator.compare.path import same_tunnel
 from emulator.compare.rows import microseconds, short
-from emulator.report.headers import arrow
+from emulator.report.headers import arrow, blocks
 from emulator.report.visible import visible
 
 DETAIL = 44  # characters: longer details are for the report, a table cell of them would be a paragraph
@@ -223,4 +223,7 @@ def _below(hop: Hop, old: Packet | None, changed: set[str]) -> Iterable[str]:
         yield f"mac {packet.source_mac} → {packet.target_mac}"
     for reason in hop.reasons[:1]:
         who = f" ({reason.component})" if reason.component else ""
-        yield f"{reason.why}: {reason.subject}{who}" if reason.why else f"{reason.subject}{who}"
+        # Where nothing changed, the object is a device or a cable: what it is for says more than its definition.
+        quiet = old is not None and not any(block.change for block in blocks(packet, old))
+        told = f"{reason.why}: {reason.subject}" if reason.why and not quiet else reason.why or reason.subject
+        yield f"{told}{who}"

@@ -111,5 +111,11 @@ def test_routes_of_pods_do_not_explain_the_way_between_nodes() -> None:
     assert [(route.ns, route.reason.component) for route in path.routes] == [("node/n1", "bird")]
 
 
+def test_a_connected_route_is_told_by_its_address() -> None:
+    connected = Reason("address 10.244.2.1/24 dev cni0", "bridge plugin", "the pods' gateway")
+    path = path_of(way(seen("node/n2", "cni0", "out", reasons=(connected,))))
+    assert [route.reason.component for route in path.routes] == ["bridge plugin"]
+
+
 def test_time_is_from_the_first_hop_to_the_last() -> None:
     assert path_of(way(seen("a", "x"), seen("b", "x"), seen("c", "x"))).elapsed == 2.0
