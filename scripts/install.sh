@@ -71,7 +71,7 @@ take_lock() {
 
 find_python() { # the first interpreter that is new enough; the distribution's own before others, which root alone may be able to read
     for python in /usr/bin/python3 /usr/bin/python3.13 /usr/bin/python3.12 /usr/bin/python3.11 "$(command -v python3 || :)"; do
-        [ -n "$python" ] && [ -x "$python" ] || continue
+        [ -x "$python" ] || continue
         # The name with the version in it: an upgrade of the distribution then leaves a dangling link, not a mixture.
         python=$(as_owner "$python" -c '
 import os, sys
@@ -117,7 +117,7 @@ make_environment() {
             fi
         fi
         find_python || die "Python 3.11 or later is needed and was not found" \
-            "On Debian 12 or Ubuntu 24.04 or later: sudo apt-get install python3 python3-venv"
+            "On Debian and Ubuntu: sudo '$root/scripts/setup.sh' --packages --python"
         as_owner "$python" -c 'import ensurepip, venv' 2>/dev/null || die "$python cannot make environments" \
             "On Debian and Ubuntu: sudo '$root/scripts/setup.sh' --packages --python"
     fi

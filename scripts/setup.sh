@@ -91,8 +91,8 @@ disable() { # keep the daemon $1 from starting with the machine
 }
 
 install_packages() {
-    local wanted=() daemons=() package program when daemon extra
-    while read -r package program when daemon; do
+    local wanted=() daemons=() package program daemon extra
+    while read -r package program _ daemon; do
         installed "$package" && continue
         # Another package, or the user, may have brought the program.
         command -v "$program" >/dev/null && continue
