@@ -56,11 +56,21 @@ def changes(before: State, after: State) -> list[str]:
             keys = [key for key in sorted(old.keys() | new.keys(), key=str) if old.get(key) != new.get(key)]
             lines += [f"{part} {key}: {old.get(key)!r} -> {new.get(key)!r}" for key in keys]
         elif isinstance(old, list) and isinstance(new, list):
-            lines += [f"{part}: gone: {item!r}" for item in old if item not in new]
-            lines += [f"{part}: new: {item!r}" for item in new if item not in old]
+            gone, came = [item for item in old if item not in new], [item for item in new if item not in old]
+            lines += [f"{part}: gone: {_distinct(item, came)}" for item in gone]
+            lines += [f"{part}: new: {_distinct(item, gone)}" for item in came]
         else:
             lines.append(f"{part}: {old!r} -> {new!r}")
     return lines
+
+
+def _distinct(item: Any, others: list[Any]) -> str:
+    """An item in short: its name, and what differs from the item of that name on the other side."""
+    if isinstance(item, dict) and "ifname" in item:
+        for other in others:
+            if isinstance(other, dict) and other.get("ifname") == item["ifname"]:
+                item = {key: value for key, value in item.items() if key == "ifname" or other.get(key) != value}
+    return repr(item)
 
 
 def _ip(*arguments: str) -> list[Any]:

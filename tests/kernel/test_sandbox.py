@@ -150,8 +150,26 @@ def test_the_host_s_state_is_equal_before_and_after_a_sandbox_that_changes_all_i
 # When it ends
 
 
-def test_the_main_process_exit_status_is_the_sandbox_s() -> None:
-    assert Sandbox.start(["sh", "-c", "exit 7"], name="lab", detached=False).wait(SOON) == 7
+@pytest.mark.parametrize("detached", [False, True])
+def test_the_main_process_exit_status_is_the_sandbox_s(detached: bool) -> None:
+    assert Sandbox.start(["sh", "-c", "exit 7"], name="lab", detached=detached).wait(SOON) == 7
+
+
+def test_the_exit_status_is_known_even_if_pid_one_was_gone_before_its_pid_could_be_opened(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened = os.pidfd_open
+
+    def late(pid: int) -> int:
+        if pid == os.getpid():
+            return opened(pid)
+        raise ProcessLookupError
+
+    monkeypatch.setattr(os, "pidfd_open", late)
+    sandbox = Sandbox.start(["sh", "-c", "exit 7"], name="lab", detached=False)
+    assert not sandbox.alive
+    sandbox.kill()
+    assert sandbox.wait(SOON) == 7
 
 
 @pytest.mark.parametrize("detached", [False, True])
@@ -205,9 +223,10 @@ def test_a_caller_s_normal_end_ends_an_attached_sandbox() -> None:
     assert ends(pid_one)
 
 
-def test_a_caller_s_sigkill_ends_the_sandbox_even_if_a_fork_holds_the_lifeline_open() -> None:
+@pytest.mark.parametrize("mode", ["attached", "detached"])
+def test_a_caller_s_sigkill_ends_the_sandbox_even_if_a_fork_holds_the_lifeline_open(mode: str) -> None:
     code = CALLER.replace("print(", "import os\nif os.fork() == 0:\n    time.sleep(3); os._exit(0)\nprint(")
-    caller, pid_one = calling("attached", code=code)
+    caller, pid_one = calling(mode, code=code)
     caller.kill()
     caller.wait()
     assert ends(pid_one, within=1.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from emulator.errors import AlreadyExists, NotFound, SandboxError, UserError
@@ -100,6 +102,28 @@ def test_another_process_with_the_same_pid_does_not_keep_a_lab_alive(sandbox: Sa
     registry.kill("a")
     assert sandbox.alive
     assert registry.labs() == []
+
+
+def test_a_pid_that_has_passed_to_another_process_since_it_was_read_is_not_killed(sandbox: Sandbox) -> None:
+    register("a", sandbox)
+    record = registry.find("a")
+    registry._kill(msgspec.structs.replace(record, started=record.started - 1), wait=False)
+    time.sleep(0.05)
+    assert sandbox.alive
+
+
+def test_the_list_waits_while_another_process_changes_it(base: Path) -> None:
+    base.mkdir(mode=0o700)
+    fd = os.open(base, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    code = "from emulator.kernel.registry import labs; print(labs())"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": ROOT}
+    ) as other:
+        with pytest.raises(subprocess.TimeoutExpired):
+            other.wait(0.5)
+        os.close(fd)
+        assert other.communicate(timeout=10)[0] == "[]\n"
 
 
 def test_a_lab_s_own_processes_neither_list_nor_remove_it(base: Path, tmp_path: Path) -> None:
