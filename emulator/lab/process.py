@@ -28,11 +28,14 @@ class Reporter:
         self._fd = fd
         self._start = time.monotonic()
         self._phase = ""
+        self._up = False
         self._since = self._start
         self.phases: dict[str, float] = {}
 
     def progress(self, text: str) -> None:
-        """A new phase begins."""
+        """A new phase begins. Once the lab is up, nobody is waiting for it."""
+        if self._up:
+            return
         self._finish()
         self._phase = text
         self._say({"progress": text})
@@ -40,6 +43,7 @@ class Reporter:
     def ready(self) -> float:
         """The lab is up; returns the seconds that it took."""
         self._finish()
+        self._up = True
         taken = time.monotonic() - self._start
         self._say({"ready": True, "seconds": taken})
         self._close()

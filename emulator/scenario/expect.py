@@ -19,14 +19,15 @@ NOTHING = "no packet seen"
 
 
 def flow_checks(
-    expect: Expect, style: str, cluster: Cluster, answer: ProbeAnswer, requests: Sequence[Journey]
+    expect: Expect, style: str, cluster: Cluster, answer: ProbeAnswer, requests: Sequence[Journey], pieces: int
 ) -> tuple[Check, ...]:
-    """Each expectation that speaks of ``style``, in the order of the fields."""
+    """Each expectation that speaks of ``style``, in the order of the fields. ``pieces`` is what :func:`fragments`
+    says of the requests."""
     wanted = {name: for_style(getattr(expect, name), style) for name in expect.__struct_fields__}
     first = requests[0] if requests else None
     checks = []
     for name, value in wanted.items():
-        if value is None:
+        if value is None or value == "":
             continue
         if name in _OF_RESULT:
             observed = _OF_RESULT[name](answer)
@@ -38,8 +39,8 @@ def flow_checks(
             observed = first.hops[-1].packet.source if first else NOTHING
             met = first is not None and observed in _source_addresses(value, answer, cluster, first)
         elif name == "fragments":
-            observed = str(_pieces(requests))
-            met = bool(requests) and _pieces(requests) <= value
+            observed = str(pieces)
+            met = _equal(value, observed)
         else:
             observed = _OF_JOURNEY[name](first) if first else NOTHING
             met = first is not None and _equal(value, observed)
@@ -113,15 +114,14 @@ def _overhead(journey: Journey) -> str:
     return str(hop.packet.tunnel.overhead) if hop is not None and hop.packet.tunnel is not None else "0"
 
 
-def _pieces(requests: Sequence[Journey]) -> int:
-    """How many fragments the largest datagram among the requests came in (1: unfragmented)."""
-    by_datagram: dict[tuple[str, str, int], set[int]] = {}
-    for journey in requests:
-        for hop in journey.hops:
-            packet = hop.packet
-            if packet.more_fragments or packet.fragment_offset:
-                by_datagram.setdefault((hop.ns, hop.device, packet.ip_id), set()).add(packet.fragment_offset)
-    return max((len(offsets) for offsets in by_datagram.values()), default=1)
+def fragments(requests: Sequence[Journey], journeys: Sequence[Journey]) -> int:
+    """How many packets the most split of the requests travelled as; 1: unfragmented, 0: none was seen."""
+    wanted = {journey.id for journey in requests}
+    counts: dict[int, int] = {}
+    for journey in journeys:
+        if journey.kind == "fragment" and journey.about in wanted:
+            counts[journey.about] = counts.get(journey.about, 0) + 1
+    return max(counts.values(), default=1 if wanted else 0)
 
 
 def _source_addresses(wanted: str, answer: ProbeAnswer, cluster: Cluster, journey: Journey) -> tuple[str, ...]:

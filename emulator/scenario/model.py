@@ -30,7 +30,7 @@ class Expect(_Strict, frozen=True):
     ``place:device``, or an address. ``encapsulation``: ``none`` or the kind of tunnel that the request travels in
     between nodes, and ``overhead`` its bytes. ``path``: ``place:device`` of each hop of the request, ``*`` standing
     for anything, ``...`` for any number of hops. ``detail``: a text that the result's detail holds. ``fragments``:
-    how many packets one request travels as at most on the wire.
+    how many packets the most split request travels as (1: whole).
     """
 
     verdict: PerStyleText | None = None

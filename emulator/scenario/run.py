@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from emulator.capture.model import Event, Journey
 from emulator.cluster.model import Cluster
 from emulator.compare.records import FlowJourney, FlowResult, StyleMeta
@@ -19,7 +21,7 @@ from emulator.lab.lab import Capture, Lab
 from emulator.lab.records import ProbeAnswer, ProbeRequest
 from emulator.lab.tracing import sort_journeys
 from emulator.plan.model import Plan
-from emulator.scenario.expect import flow_checks, longest_outage, stream_checks
+from emulator.scenario.expect import flow_checks, fragments, longest_outage, stream_checks
 from emulator.scenario.hooks import passes
 from emulator.scenario.load import Loaded
 from emulator.scenario.model import Churn, Flow, Replay, Send, Step, Stream, Wait
@@ -190,16 +192,19 @@ class _Runner:
         events = capture.events()
         results: list[FlowResult] = []
         journeys: list[FlowJourney] = []
-        uncorrelated = 0
+        uncorrelated = last = 0
         for sent in self._sent:
             window = [event for event in events if sent.start <= event.time <= sent.end]
             followed = follow(window)
             uncorrelated += len(followed.uncorrelated)
-            explained = explain(followed.journeys, sent.plan)
+            explained = _renumbered(explain(followed.journeys, sent.plan), last)
+            last = max((journey.id for journey in explained), default=last)
             requests, replies, others = _sorted(explained, sent)
             answer = _with_delivery(sent, requests)
-            results.append(self._flow_result(scenario, sent, answer, requests))
-            for direction, found in (("request", requests), ("reply", replies), ("error", _errors(others))):
+            pieces = fragments(requests, explained)
+            results.append(self._flow_result(scenario, sent, answer, requests, pieces))
+            errors = [journey for journey in others if journey.kind == "error"]
+            for direction, found in (("request", requests), ("reply", replies), ("error", errors)):
                 journeys += [
                     FlowJourney(scenario, self._style, sent.step.id, direction, index, journey)  # type: ignore[arg-type]
                     for index, journey in enumerate(found)
@@ -217,7 +222,9 @@ class _Runner:
         )
         return Outcome(results, journeys, meta, self._plan, events, self._lab.logs())
 
-    def _flow_result(self, scenario: str, sent: Sent, answer: ProbeAnswer, requests: Sequence[Journey]) -> FlowResult:
+    def _flow_result(
+        self, scenario: str, sent: Sent, answer: ProbeAnswer, requests: Sequence[Journey], pieces: int
+    ) -> FlowResult:
         step, result = sent.step, answer.result
         return FlowResult(
             scenario=scenario,
@@ -239,7 +246,7 @@ class _Runner:
             answered_by=result.answered_by,
             source_seen=_address(result.source_seen),
             detail=result.detail,
-            checks=flow_checks(step.expect, self._style, sent.cluster, answer, requests),
+            checks=flow_checks(step.expect, self._style, sent.cluster, answer, requests, pieces),
             hook_passes=passes(sent.meter, requests),
             pod_mtu=_mtu(sent.plan, answer.source_ns),
         )
@@ -303,13 +310,12 @@ def _address(peer: str) -> str:
     return peer.rpartition(":")[0].strip("[]")
 
 
-def _errors(others: Sequence[Journey]) -> list[Journey]:
-    """ICMP errors: what else was captured (ARP, BGP) belongs to no flow."""
+def _renumbered(journeys: Sequence[Journey], last: int) -> list[Journey]:
+    """The journeys of one flow with ids that no other flow of the scenario uses."""
     return [
-        item for item in others
-        if (item.hops[0].packet.protocol == "icmp" and item.hops[0].packet.icmp_type in (3, 11))
-        or (item.hops[0].packet.protocol == "icmpv6" and item.hops[0].packet.icmp_type in (1, 2, 3))
-    ]  # fmt: skip
+        msgspec.structs.replace(journey, id=journey.id + last, about=journey.about + last if journey.about else 0)
+        for journey in journeys
+    ]
 
 
 def _mtu(plan: Plan, ns: str) -> int:
