@@ -116,11 +116,6 @@ class FlowComparison(msgspec.Struct, frozen=True):
         """How many rows differ."""
         return sum(row.differs for row in self.rows)
 
-    @property
-    def example(self) -> FlowResult | None:
-        """Any result of the flow: for what all of them share (addresses named, protocol, size, count)."""
-        return next((column.result for column in self.columns if column.result), None)
-
 
 class Comparison(msgspec.Struct, frozen=True):
     """A whole comparison. ``runs`` are one (styles side by side) or two (runs side by side), with their names."""

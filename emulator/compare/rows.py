@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from emulator.capture.model import Tunnel
-from emulator.compare.comparison import Cell, FlowColumn, Row, RowKind
+from emulator.compare.comparison import Cell, FlowColumn, FlowComparison, Row, RowKind
 from emulator.compare.path import Path
 from emulator.plan.model import UNDERLAY
 
@@ -21,6 +21,24 @@ def rows_of(columns: Sequence[FlowColumn]) -> tuple[Row, ...]:
         values = {item.key or item.value for item in cells if item.value}
         rows.append(Row(label, kind, cells, differs=kind == "exact" and len(values) > 1))
     return tuple(rows)
+
+
+def headline(flow: FlowComparison) -> str:
+    """What all columns share, in a line: the scenario, who talks to whom, how, and which packet is drawn."""
+    parts = [flow.scenario]
+    results = [column.result for column in flow.columns if column.result]
+    if results:
+        result = results[0]
+        addresses = {each.target_address for each in results}
+        # Under another style's IPAM a pod has another address: then none is everybody's.
+        address = (
+            f" ({result.target_address})" if len(addresses) == 1 and result.target_address != result.target else ""
+        )
+        parts.append(f"{result.source} → {result.target}{address}")
+        port = f" port {result.port}" if result.port else ""
+        parts.append(f"{result.protocol.upper()}{port}" + (f", {result.size} B" if result.size else ""))
+        parts.append(f"packet 1 of {result.count}" if result.count > 1 else "one packet")
+    return " · ".join(parts)
 
 
 def short(ns: str) -> str:

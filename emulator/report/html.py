@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from emulator.compare.comparison import Comparison, FlowColumn, FlowComparison
-from emulator.compare.rows import microseconds
+from emulator.compare.comparison import Comparison, FlowColumn
+from emulator.compare.rows import headline, microseconds
 from emulator.report.ladder import Ladder, ladder, lanes_of, symbol, symbols
 from emulator.report.visible import visible
 
@@ -76,7 +76,7 @@ def render(comparison: Comparison) -> str:
             layout_rules=[(name, _layout_rule(*key)) for key, name in layouts.items()],
             layout=lambda one: layouts[_layout_key(one)],
             brief=len(drawn) > BRIEF_ABOVE,
-            describe=_describe,
+            describe=headline,
             summary=_summary,
             reply_summary=_reply_summary,
             verdict=_verdict,
@@ -164,18 +164,6 @@ def _subtitle(comparison: Comparison) -> str:
             "wire-accurate capture" if offloads == {"off"} else "capture with offloads on",
         )
     )
-
-
-def _describe(flow: FlowComparison) -> str:
-    """What all columns share, in a line."""
-    parts = [flow.scenario]
-    result = flow.example
-    if result:
-        port = f" port {result.port}" if result.port else ""
-        parts.append(f"{result.source} → {result.target} ({result.target_address})")
-        parts.append(f"{result.protocol.upper()}{port}" + (f", {result.size} B" if result.size else ""))
-        parts.append(f"packet 1 of {result.count}" if result.count > 1 else "one packet")
-    return " · ".join(parts)
 
 
 def _verdict(column: FlowColumn) -> str:

@@ -17,7 +17,7 @@ from rich.text import Text
 from emulator.capture.model import Hop, Journey, Packet
 from emulator.compare.comparison import Comparison, FlowColumn, FlowComparison, Row
 from emulator.compare.path import same_tunnel
-from emulator.compare.rows import microseconds, short
+from emulator.compare.rows import headline, microseconds, short
 from emulator.report.headers import arrow, blocks
 from emulator.report.visible import visible
 
@@ -81,13 +81,7 @@ class _Printer:
 def _print_flow(out: _Printer, flow: FlowComparison, *, hops: bool) -> None:
     out.line("")
     out.line(flow.title + (f" · {flow.under}" if flow.under else ""), "bold")
-    result = flow.example
-    facts = [flow.scenario]
-    if result:
-        port = f" port {result.port}" if result.port else ""
-        facts.append(f"{result.source} → {result.target} ({result.target_address})")
-        facts.append(f"{result.protocol.upper()}{port}" + (f", {result.size} B" if result.size else ""))
-    out.line(" · ".join(facts), "dim")
+    out.line(headline(flow), "dim")
     out.console.print(_table(out, flow))
     for column in flow.columns:
         if not column.result:

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
 from emulator.capture.model import Hop, Journey, Packet, Tunnel
 from emulator.compare.compare import compare, compare_runs
 from emulator.compare.comparison import Comparison, Row
 from emulator.compare.records import RUN_SCHEMA, Check, FlowJourney, FlowResult, RunMeta, StyleMeta
+from emulator.compare.rows import headline
 from emulator.compare.run import Run
 from emulator.traffic.model import Verdict
 
@@ -162,3 +165,23 @@ def test_a_run_equals_itself() -> None:
     compared = compare_runs(one, one)
     assert sum(flow.differences for flow in compared.flows) == 0
     assert [name for name, _ in compared.runs] == ["run (1)", "run (2)"]
+
+
+def test_an_address_that_differs_by_style_is_not_in_the_headline() -> None:
+    here, there = result("flannel"), msgspec.structs.replace(result("calico"), target_address="10.0.0.9")
+    assert headline(compare(run(TWO, [here, there], [])).flows[0]) == "s · a → b · ICMP · one packet"
+    assert headline(compare(run(TWO, [here], [])).flows[0]) == "s · a → b (10.0.0.2) · ICMP · one packet"
+
+
+def test_a_source_that_was_not_rewritten_is_the_same_under_every_style() -> None:
+    other = msgspec.structs.replace(result("calico"), source_seen="10.0.0.1")
+    compared = compare(
+        run(TWO, [result("flannel"), other], [packet(name, 0, [64, 63]) for name in ("flannel", "calico")])
+    )
+    assert values(compared, "source seen by the receiver") == ["10.0.0.1, its own"] * 2
+
+
+def test_a_flow_that_was_not_seen_differs_in_its_verdict_only() -> None:
+    results = [result("flannel", "unreachable", detail="message too long"), result("calico", pod_mtu=0)]
+    compared = compare(run(TWO, results, [packet("calico", 0, [64, 63])]))
+    assert [row.label for row in compared.flows[0].rows if row.differs] == ["verdict"]
