@@ -107,6 +107,7 @@ class _Difference:
         self._bury(reborn)
         if rebuilt_devices or reborn:
             self._restore_survivors(reborn)
+        self._unpair()
 
     def _split_pairs(self, pairs: Iterable[tuple[AnyObject, AnyObject]], reborn: set[str]) -> bool:
         rebuilt = False
@@ -130,10 +131,7 @@ class _Difference:
                 if item.ns in reborn and item.key not in listed:
                     self.removed.append(item)
         for item in self.removed:
-            if isinstance(item, (Veth, Bridge, Vxlan)):
-                self.dead_devices.add((item.ns, item.name))
-            if isinstance(item, Veth):
-                self.dead_devices.add((item.peer_ns, item.peer))
+            self.dead_devices.update(_ends(item))
         for item in self.removed:
             if isinstance(item, Vxlan) and (item.ns, item.underlay) in self.dead_devices:
                 self.dead_devices.add((item.ns, item.name))
@@ -145,12 +143,24 @@ class _Difference:
         for item in self.new_plan:
             if item.key in listed:
                 continue
-            if item.ns in reborn or _device_of(item) in self.dead_devices:
+            if item.ns in reborn or not self.dead_devices.isdisjoint(_devices_of(item)):
                 self.added.append(item)
                 listed.add(item.key)
-                if isinstance(item, (Vxlan, Veth, Bridge)) and item.key not in gone:
-                    self.dead_devices.add((item.ns, item.name))
+                if item.key not in gone:
+                    self.dead_devices.update(_ends(item))
         self.replaced = [(was, now) for was, now in self.replaced if now.key not in listed]
+
+    def _unpair(self) -> None:
+        """Take replacements apart whose old half vanishes with a device, or whose new half waits for one."""
+        coming = {end for item in self.added for end in _ends(item)}
+        together = []
+        for was, now in self.replaced:
+            if not coming.isdisjoint(_devices_of(now)) or not self.dead_devices.isdisjoint(_devices_of(was)):
+                self.removed.append(was)
+                self.added.append(now)
+            else:
+                together.append((was, now))
+        self.replaced = together
 
     def operations(self) -> list[Operation]:
         steps = [
@@ -181,10 +191,7 @@ class _Difference:
             return False
         if isinstance(item, Veth):
             return item.peer_ns not in self.dead_namespaces
-        device = _device_of(item)
-        if isinstance(item, BridgePort) and (item.ns, item.bridge) in self.dead_devices:
-            return False
-        return device not in self.dead_devices
+        return self.dead_devices.isdisjoint(_devices_of(item))
 
     def _reloads(self, steps: list[Operation]) -> list[Operation]:
         """Daemons that are not touched themselves, but read a file that is."""
@@ -277,15 +284,26 @@ def _replacement(was: AnyObject, now: AnyObject) -> list[Operation]:
     return [Operation(verb="replace", new=now, old=was)]
 
 
-def _device_of(item: AnyObject) -> tuple[str, str]:
-    """The device without which the object cannot be; an empty name if there is none."""
-    if isinstance(item, (Address, Neighbour, FdbEntry, BridgePort, Route, Offloads, Impairment)):
-        return item.ns, item.device
+def _ends(item: AnyObject) -> tuple[tuple[str, str], ...]:
+    """The devices that an object is: none, one, or both ends of a veth."""
+    if isinstance(item, Veth):
+        return (item.ns, item.name), (item.peer_ns, item.peer)
+    if isinstance(item, (Bridge, Vxlan)):
+        return ((item.ns, item.name),)
+    return ()
+
+
+def _devices_of(item: AnyObject) -> tuple[tuple[str, str], ...]:
+    """The devices without which an object cannot be."""
+    if isinstance(item, BridgePort):
+        return (item.ns, item.device), (item.ns, item.bridge)
+    if isinstance(item, (Address, Neighbour, FdbEntry, Route, Offloads, Impairment)):
+        return ((item.ns, item.device),)
     if isinstance(item, Vxlan):
-        return item.ns, item.underlay
+        return ((item.ns, item.underlay),)
     if isinstance(item, Sysctl):
-        return item.ns, sysctl_device(item.name)
-    return item.ns, ""
+        return ((item.ns, sysctl_device(item.name)),)
+    return ()
 
 
 def sysctl_device(name: str) -> str:

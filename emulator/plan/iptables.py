@@ -19,7 +19,7 @@ from emulator.plan.model import Chain, IptablesRules, Jump, Rule
 LONGEST_ARGUMENT = 1023  # bytes: struct xt_param_buf in iptables/xshared.h, less the closing NUL
 
 _HARMLESS = re.compile(r"[A-Za-z0-9_./:,=+!-]+")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # surrogates cannot be written at all
 
 
 def restore_text(rules: IptablesRules, old: IptablesRules | None = None) -> str:
