@@ -9,19 +9,24 @@ The ring is chosen over ``recvmsg`` for two reasons. It costs no system call per
 ask for: a receive buffer beyond ``net.core.rmem_max`` (208 kB on stock systems, some 500 small packets) takes
 CAP_NET_ADMIN over the machine itself (SO_RCVBUFFORCE), which a rootless lab does not have.
 
+Making a ring and closing it each wait for a grace period of the kernel (synchronize_net, some 20 ms). Threads wait for
+the same one together, so many rings take hardly longer than one: :func:`open_rings`, :func:`close_rings`.
+
 Sources: packet(7), Documentation/networking/packet_mmap.rst, include/uapi/linux/if_packet.h, net/packet/af_packet.c.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import mmap
 import os
 import socket
 import struct
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from emulator.kernel.syscalls import inside
 
@@ -61,6 +66,7 @@ LARGE_BLOCK = 128 * 1024  # holds a whole 64 kB segmentation-offload frame
 SMALL_BLOCK = 16 * 1024
 RING = 4 * 1024 * 1024  # bytes per namespace: 20,000 pings or 2,600 full-size frames
 BUDGET = 128 * 1024 * 1024  # bytes for all rings of a capture: they are real memory, not a limit as SO_RCVBUF is
+THREADS = 64  # that wait for the kernel together
 CROWD = 64  # namespaces from which on the rings are made of small blocks
 
 
@@ -83,19 +89,38 @@ def _filter(instructions: list[tuple[int, int, int, int]]) -> tuple[bytes, objec
     return struct.pack("@HP", len(instructions), ctypes.addressof(code)), code
 
 
+class NamespaceMissing(OSError):
+    """There is no such namespace, or not any more."""
+
+
 class Ring:
-    """The packets of one namespace. Raises OSError if the namespace is gone or the kernel refuses the ring."""
+    """The packets of one namespace. Raises NamespaceMissing, or OSError if the kernel refuses the ring."""
 
     def __init__(self, netns: str, shape: tuple[int, int, int], snaplen: int, *, loopback: bool = False) -> None:
-        with inside(netns):
-            # Protocol 0: nothing arrives until everything is set.
-            self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+        try:
+            namespace = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise NamespaceMissing(error.errno, error.strerror, netns) from error
+        try:
+            with inside(namespace):
+                # Protocol 0: nothing arrives until everything is set.
+                self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # the file is there, but no namespace is mounted on it
+                raise NamespaceMissing(error.errno, error.strerror, netns) from error
+            raise
+        finally:
+            os.close(namespace)
         self.block_size, self.blocks, retire = shape
         try:
             self.socket.setsockopt(SOL_PACKET, PACKET_VERSION, TPACKET_V3)
             frames = self.blocks * (self.block_size // 2048)
             request = struct.pack("=IIIIIII", self.block_size, self.blocks, 2048, frames, retire, 0, 0)
-            self.socket.setsockopt(SOL_PACKET, PACKET_RX_RING, request)
+            # Not socket.setsockopt: it would keep the interpreter locked while it waits.
+            self._check(
+                _libc.setsockopt(self.socket.fileno(), SOL_PACKET, PACKET_RX_RING, request, len(request)),
+                f"ring of {self.block_size * self.blocks} bytes",
+            )
             self._attach(
                 [(0x28, 0, 0, 0xFFFFF000 + 28), (0x15, 1, 0, ARPHRD_LOOPBACK), (6, 0, 0, snaplen), (6, 0, 0, 0)]
                 if not loopback
@@ -116,9 +141,12 @@ class Ring:
     def _listen(self) -> None:
         # Python's bind() wants a device's name; index 0, all devices, has none.
         address = struct.pack("=HHiHBB8x", socket.AF_PACKET, socket.htons(ETH_P_ALL), 0, 0, 0, 0)
-        if _libc.bind(self.socket.fileno(), address, len(address)) != 0:
+        self._check(_libc.bind(self.socket.fileno(), address, len(address)), "bind to all devices")
+
+    def _check(self, result: int, what: str) -> None:
+        if result != 0:
             code = ctypes.get_errno()
-            raise OSError(code, f"bind to all devices: {os.strerror(code)}")
+            raise OSError(code, f"{what}: {os.strerror(code)}")
 
     def fileno(self) -> int:
         """For epoll: readable when a block is."""
@@ -170,6 +198,39 @@ class Ring:
         """Let go of the socket: it is what keeps a deleted namespace alive."""
         self.memory.close()
         self.socket.close()
+
+
+def open_rings(wanted: Sequence[Callable[[], Ring]]) -> list[Ring | OSError]:
+    """Make rings together; in place of one that cannot be made stands why."""
+    made: list[Ring | OSError] = [OSError("not made")] * len(wanted)
+
+    def make(number: int) -> None:
+        try:
+            made[number] = wanted[number]()
+        except OSError as error:
+            made[number] = error
+
+    _together(make, len(wanted))
+    return made
+
+
+def close_rings(rings: Sequence[Ring]) -> None:
+    """Close rings together."""
+    _together(lambda number: rings[number].close(), len(rings))
+
+
+def _together(work: Callable[[int], None], count: int) -> None:
+    def share(first: int) -> None:
+        for number in range(first, count, THREADS):
+            work(number)
+
+    threads = [threading.Thread(target=share, args=(first,)) for first in range(1, min(count, THREADS))]
+    for thread in threads:
+        thread.start()
+    if count:
+        share(0)
+    for thread in threads:
+        thread.join()
 
 
 def settle() -> None:

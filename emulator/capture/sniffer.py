@@ -25,7 +25,6 @@ what the kernel then drops is counted and said.
 
 from __future__ import annotations
 
-import errno
 import gc
 import json
 import os
@@ -34,6 +33,7 @@ import signal
 import sys
 import time
 from collections import deque
+from functools import partial
 from typing import Any
 
 from emulator.capture import blocks
@@ -45,7 +45,10 @@ from emulator.capture.ring import (
     STATUS_CSUM_NOT_READY,
     STATUS_VLAN_TPID_VALID,
     STATUS_VLAN_VALID,
+    NamespaceMissing,
     Ring,
+    close_rings,
+    open_rings,
     ring_shape,
     settle,
 )
@@ -100,7 +103,7 @@ class Sniffer:
         self.size = len(self.parts[0])
         listed = request["namespaces"]
         self.shape = ring_shape(max(len(listed), int(request.get("crowd") or 0)), int(request.get("ring") or 0))
-        missing = [each["ns"] for each in listed if not self.add(each)]
+        missing = self.add(listed)
         self.flush()
         self.say({"ready": True, "missing": missing})
 
@@ -108,36 +111,30 @@ class Sniffer:
         """One status line."""
         os.write(self.status, json.dumps(message).encode() + b"\n")
 
-    def add(self, wanted: dict[str, Any]) -> bool:
-        """Start to listen in a namespace; False if it is not there."""
-        devices = wanted.get("devices")
-        if any(source.ns == wanted["ns"] for source in self.sources.values()):
-            return True
-        try:
-            ring = Ring(wanted["netns"], self.shape, self.snaplen, loopback=bool(devices and "lo" in devices))
-        except OSError as error:
-            # EINVAL: the file is there, its namespace is not mounted on it (yet, or any more).
-            if error.errno in (errno.ENOENT, errno.EINVAL):
-                return False
-            raise
-        self.sources[ring.fileno()] = Source(wanted["ns"], wanted["netns"], devices, ring)
-        self.epoll.register(ring.fileno(), select.EPOLLIN)
-        return True
+    def add(self, wanted: list[dict[str, Any]]) -> list[str]:
+        """Start to listen in namespaces; those that are not there are returned."""
+        listening = {source.ns for source in self.sources.values()}
+        fresh = [each for each in wanted if each["ns"] not in listening]
+        missing = []
+        for each, ring in zip(fresh, open_rings([partial(self._ring, each) for each in fresh]), strict=True):
+            if isinstance(ring, Ring):
+                self.sources[ring.fileno()] = Source(each["ns"], each["netns"], each.get("devices"), ring)
+                self.epoll.register(ring.fileno(), select.EPOLLIN)
+            elif isinstance(ring, NamespaceMissing):
+                missing.append(each["ns"])
+            else:
+                raise ring
+        return missing
+
+    def _ring(self, wanted: dict[str, Any]) -> Ring:
+        loopback = "lo" in (wanted.get("devices") or ())
+        return Ring(wanted["netns"], self.shape, self.snaplen, loopback=loopback)
 
     def release(self, source: Source) -> None:
         """Stop listening in a namespace, keeping what it has seen."""
         source.ring.freeze()
         settle()
         self._drain(source)
-        self._close(source)
-
-    def _drain(self, source: Source) -> None:
-        for block in source.ring.rest():
-            self.backlog.append((source, block))
-            self.waiting += len(block)
-        source.lost += source.ring.lost()
-
-    def _close(self, source: Source) -> None:
         # Names are asked of the socket: convert while it is open.
         while any(waiting is source for waiting, _ in self.backlog):
             self.convert()
@@ -145,6 +142,12 @@ class Sniffer:
         del self.sources[source.ring.fileno()]
         source.ring.close()
         self.finished.append(source)
+
+    def _drain(self, source: Source) -> None:
+        for block in source.ring.rest():
+            self.backlog.append((source, block))
+            self.waiting += len(block)
+        source.lost += source.ring.lost()
 
     def release_vanished(self) -> None:
         """Let go of namespaces whose file has been removed: our socket would keep them, and their devices, alive."""
@@ -257,10 +260,8 @@ class Sniffer:
             self._drain(source)
         while self.backlog:
             self.convert()
-        for source in sources:
-            self._close(source)
         now, per_namespace = time.time_ns(), dict[str, dict[str, int]]()
-        for source in self.finished:
+        for source in self.finished + sources:
             row = per_namespace.setdefault(source.ns, {"captured": 0, "lost": 0})
             row["captured"] += source.captured
             row["lost"] += source.lost
@@ -278,6 +279,7 @@ class Sniffer:
                 "per_namespace": per_namespace,
             }
         )
+        close_rings([source.ring for source in sources])
 
     def run(self, control: int) -> None:
         """Capture until told to stop."""
@@ -309,8 +311,8 @@ class Sniffer:
     def obey(self, message: dict[str, Any]) -> bool:
         """Carry out one line of control; False means stop."""
         if "add" in message:
-            there = self.add(message["add"])
-            self.say({"added": message["add"]["ns"], "missing": not there})
+            missing = self.add([message["add"]])
+            self.say({"added": message["add"]["ns"], "missing": bool(missing)})
         elif "remove" in message:
             for source in list(self.sources.values()):
                 if source.ns == message["remove"]:
