@@ -319,16 +319,17 @@ def sysctl_device(name: str) -> str:
 
 _ORDER: dict[type, int] = {
     Namespace: 0,
-    Sysctl: 1,  # of the namespace; 5 for a device's
+    # 1: parameters of the whole namespace, which devices copy when they are made
     Bridge: 2,
     Veth: 2,
     Vxlan: 3,  # its underlay device first
     BridgePort: 4,
+    # 5: parameters of a device
     Offloads: 6,
     Address: 7,
     FdbEntry: 8,
     Neighbour: 9,
-    Route: 10,  # on the link; 11 via a gateway, which must be reachable by then
+    # 10: routes on the link; 11: via a gateway, which must be reachable by then
     PolicyRule: 12,
     IpSet: 13,
     IptablesRules: 14,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from emulator.plan.build import build, duplicates
@@ -54,6 +55,14 @@ def test_a_rebuilt_plan_equals_one_built_from_scratch(planned: Any, manifest: An
         assert after.plan == build(after.cluster, after.style)
         shrunk = after.then()
         assert shrunk.plan == build(shrunk.cluster, shrunk.style)
+
+
+def test_pods_are_planned_anew_when_their_node_changes(planned: Any) -> None:
+    for spec in STYLES:
+        made = planned(spec)
+        smaller = msgspec.structs.replace(made.cluster.nodes[0], mtu=1400)
+        cluster = msgspec.structs.replace(made.cluster, nodes=(smaller, *made.cluster.nodes[1:]))
+        assert build(cluster, made.style, previous=(made.cluster, made.plan)) == build(cluster, made.style)
 
 
 def test_nothing_is_reused_from_a_plan_of_another_accuracy(planned: Any) -> None:
