@@ -34,6 +34,7 @@ from emulator.plan.model import (
 pytestmark = [pytest.mark.sandbox, pytest.mark.requires("iptables", "ipset", "vxlan")]
 
 NODE = "node/n1"
+ACCEPT = Rule(("-s", "10.1.0.0/24", "--jump", "ACCEPT"))
 OBJECTS: tuple[AnyObject, ...] = (
     Namespace(ns=NODE, role="node", hostname="n1"),
     Namespace(ns="pod/default/a", role="pod", hostname="a"),
@@ -50,11 +51,9 @@ OBJECTS: tuple[AnyObject, ...] = (
     Sysctl(ns=NODE, name="net/ipv4/conf/cni0/proxy_arp", value="1"),
     Offloads(ns=NODE, device="va"),
     IpSet(ns=NODE, name="pools", type="hash:net", family=4, members=("10.0.0.0/8", "172.16.0.0/12")),
-    IptablesRules(
-        ns=NODE, family=4, table="filter", owner="x", chains=(Chain("OURS", (Rule(("-s", "10.1.0.0/24", "--jump", "ACCEPT")),)),)
-    ),
+    IptablesRules(ns=NODE, family=4, table="filter", owner="x", chains=(Chain("OURS", (ACCEPT,)),)),
     NftTable(ns=NODE, family="inet", name="mine", body="chain c { ip saddr 10.0.0.1 counter drop; }"),
-)  # fmt: skip
+)
 PLAN = Plan(style="t", topology="t", fragments={"all": OBJECTS})
 
 
