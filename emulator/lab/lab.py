@@ -35,7 +35,7 @@ from emulator.lab.launch import Launched, launch
 from emulator.lab.names import resolve
 from emulator.lab.records import CaptureStats, Entry, LabStatus, ProbeAnswer, ProbeRequest
 from emulator.plan.model import Plan
-from emulator.traffic.model import Protocol, StreamReport
+from emulator.traffic.model import InjectionReport, Protocol, StreamReport
 
 BASE = "/cnilab/v1"
 
@@ -267,15 +267,17 @@ class Lab:
         request, reply, others = sort_journeys(capture.journeys(), answer)
         return Trace(answer, request[0] if request else None, reply[0] if reply else None, others, capture.stats)
 
-    def replay(self, source: str, pcap: bytes, rewrite: dict[str, str] | None = None, speed: float = 0.0) -> int:
-        """Send the packets of a pcap from a place; returns how many went out. ``speed`` 0: at once, 1: as recorded."""
-        wish = {"source": source, "pcap": pcap, "rewrite": rewrite or {}, "speed": speed}
-        return int(self.client.call("POST", f"{BASE}/replay", wish)["sent"])
+    def replay(
+        self, source: str, pcap: bytes, rewrite: dict[str, str] | None = None, speed: float = 0.0, sender: str = ""
+    ) -> InjectionReport:
+        """Send the packets of a pcap from a place; says how many went out. ``speed`` 0: at once, 1: as recorded."""
+        wish = {"source": source, "pcap": pcap, "rewrite": rewrite or {}, "speed": speed, "sender": sender}
+        return _injected(self.client.call("POST", f"{BASE}/replay", wish))
 
-    def send(self, source: str, expression: str, count: int = 1) -> int:
-        """Send hand-made packets, given as a scapy expression; returns how many went out."""
+    def send(self, source: str, expression: str, count: int = 1) -> InjectionReport:
+        """Send hand-made packets, given as a scapy expression; says how many went out."""
         wish = {"source": source, "expression": expression, "count": count}
-        return int(self.client.call("POST", f"{BASE}/send", wish)["sent"])
+        return _injected(self.client.call("POST", f"{BASE}/send", wish))
 
     def fault(self, kind: str, target: str, *, device: str = "eth0", daemon: str = "") -> None:
         """Break something: link-down, link-up, node-crash, node-return, daemon-kill, daemon-start."""
@@ -333,6 +335,10 @@ class Stream:
     def __exit__(self, *_exc: object) -> None:
         answer = self._lab.client.call("DELETE", f"{BASE}/streams/{self._id}")
         self.result = msgspec.convert(answer, StreamReport)
+
+
+def _injected(answer: Any) -> InjectionReport:
+    return msgspec.convert(answer, InjectionReport)
 
 
 def _objects(manifests: Iterable[Manifest]) -> tuple[dict[str, Any], ...]:

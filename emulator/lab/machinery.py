@@ -6,6 +6,7 @@ Everything that has a descriptor or a process is reached through here; what is w
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from emulator.lab.records import CaptureStats, Entry
 from emulator.plan.diff import Operation
 from emulator.plan.model import UNDERLAY, Plan
 from emulator.traffic.client import TrafficEngine
-from emulator.traffic.model import Server
+from emulator.traffic.model import InjectionReport, Server
 
 if TYPE_CHECKING:
     from emulator.kernel.hookmeter import HookMeter
@@ -198,6 +199,19 @@ class Machinery:
             for hook, pairs in hooks.items()
             for (source, target, protocol), packets in pairs.items()
         ]
+
+    # Packets that are not answers
+
+    def replay(self, ns: str, pcap: bytes, rewrite: Mapping[str, str], speed: float, sender: str) -> InjectionReport:
+        """Send the packets of a capture file (those of one captured ``sender``, if given) from a namespace, rewritten."""
+        with tempfile.NamedTemporaryFile(dir="/run/cnilab", suffix=".pcap") as file:
+            file.write(pcap)
+            file.flush()
+            return self.traffic.replay(file.name, netns_path(ns), rewrite=rewrite, speed=speed, source=sender)
+
+    def send(self, ns: str, expression: str, count: int) -> InjectionReport:
+        """Send hand-made packets from a namespace."""
+        return self.traffic.send(netns_path(ns), expression, count=count, subject=ns)
 
     # Faults
 

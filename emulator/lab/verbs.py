@@ -6,12 +6,15 @@ decoded into the records of ``emulator.lab.records``; what does not fit is refus
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
 
 from emulator.cluster.kinds import Kind
+from emulator.cluster.model import Cluster
 from emulator.errors import NotFound, UserError
 from emulator.lab.api import Stream, Verb
 from emulator.lab.machinery import Machinery
@@ -27,7 +30,7 @@ from emulator.lab.records import (
 from emulator.lab.runtime import Outcome, Runtime
 from emulator.lab.store import Ref
 from emulator.plan.render import as_json
-from emulator.traffic.model import Probe, StreamReport
+from emulator.traffic.model import InjectionReport, Probe, StreamReport
 
 PCAPNG = "application/x-pcapng"
 
@@ -44,16 +47,19 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 class Replay(msgspec.Struct, frozen=True):
-    """A pcap (the file's bytes) to send from a place, with addresses rewritten (old to new)."""
+    """A pcap (the file's bytes) to send from a place, with addresses rewritten (old to new; new ones may be places).
+    With ``sender``, only what that captured address sent."""
 
     source: str
     pcap: bytes
     rewrite: dict[str, str] = {}
     speed: float = 0.0
+    sender: str = ""
 
 
 class Send(msgspec.Struct, frozen=True):
-    """Packets to send from a place, as a scapy expression (``emulator.traffic.expression`` says what is allowed)."""
+    """Packets to send from a place, as a scapy expression (``emulator.traffic.expression`` says what is allowed).
+    ``{PLACE}`` stands for the place's address, ``{PLACE:6}`` for its IPv6 one."""
 
     source: str
     expression: str
@@ -219,15 +225,19 @@ class Verbs:
             chosen[ns] = (*chosen.get(ns, ()), device) if device else ()
         return chosen
 
-    def _replay(self, _path: Any, _query: Any, body: Any) -> dict[str, int]:
+    def _replay(self, _path: Any, _query: Any, body: Any) -> InjectionReport:
         wish = _typed(body, Replay)
-        source = resolve(self._runtime.current, wish.source)
-        return self._machinery.replay(source.ns, wish.pcap, wish.rewrite, wish.speed)
+        cluster = self._runtime.current
+        rewrite = {old: _rewritten(cluster, old, new) for old, new in wish.rewrite.items()}
+        return self._machinery.replay(resolve(cluster, wish.source).ns, wish.pcap, rewrite, wish.speed, wish.sender)
 
-    def _send(self, _path: Any, _query: Any, body: Any) -> dict[str, int]:
+    def _send(self, _path: Any, _query: Any, body: Any) -> InjectionReport:
         wish = _typed(body, Send)
-        source = resolve(self._runtime.current, wish.source)
-        return self._machinery.send(source.ns, wish.expression, wish.count)
+        cluster = self._runtime.current
+        expression = _NAMED.sub(
+            lambda match: _address(cluster, match["place"], int(match["family"] or 0)), wish.expression
+        )
+        return self._machinery.send(resolve(cluster, wish.source).ns, expression, wish.count)
 
     def _fault(self, _path: Any, _query: Any, body: Any) -> None:
         fault = _typed(body, Fault)
@@ -257,6 +267,25 @@ class Verbs:
         if not place.ns:
             raise UserError(f"{place.label}: commands run in pods and machines of the lab")
         return self._machinery.entry(place)
+
+
+_NAMED = re.compile(r"\{(?P<place>[a-z0-9./-]+)(?::(?P<family>[46]))?\}")
+
+
+def _address(cluster: Cluster, text: str, family: int) -> str:
+    place = resolve(cluster, text)
+    for address in place.addresses:
+        if family in (0, ipaddress.ip_address(address).version):
+            return address
+    raise UserError(f"{place.label} has no IPv{family} address")
+
+
+def _rewritten(cluster: Cluster, old: str, new: str) -> str:
+    """The new address: as it is, or a place's of the old one's family."""
+    try:
+        return _address(cluster, new, ipaddress.ip_address(old).version)
+    except ValueError:
+        return new  # MAC addresses
 
 
 def _outcome(outcome: Outcome) -> dict[str, str]:

@@ -120,12 +120,21 @@ class Wait(_Strict, frozen=True):
 
 
 class Replay(_Strict, frozen=True):
-    """The packets of a pcap, sent from a pod with addresses rewritten (old to new; new ones may be places)."""
+    """The packets of a pcap, sent from a pod with addresses rewritten (old to new; new ones may be places).
 
-    pcap: str
+    With ``sender``, only what that captured address sent. ``speed`` 1 is as recorded, 0 at once. What must come of them
+    is expected as of ``send``; ``to`` is where they should arrive.
+    """
+
+    id: str
     source: str = msgspec.field(name="from")
+    target: str = msgspec.field(name="to")
+    pcap: str
+    title: str = ""
     rewrite: dict[str, str] = {}
     speed: float = 0.0
+    sender: str = ""
+    expect: Expect = Expect()
 
 
 class Send(_Strict, frozen=True):

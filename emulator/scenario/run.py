@@ -25,7 +25,7 @@ from emulator.scenario.expect import flow_checks, fragments, longest_outage, str
 from emulator.scenario.hooks import passes
 from emulator.scenario.load import Loaded
 from emulator.scenario.model import Churn, Flow, Replay, Send, Step, Stream, Wait
-from emulator.traffic.model import ProbeResult, StreamReport
+from emulator.traffic.model import InjectionReport, ProbeResult, StreamReport
 
 Progress = Callable[[str], None]
 
@@ -36,7 +36,7 @@ POLL = 0.1  # s between attempts while a step waits for something to answer
 class Sent(NamedTuple):
     """A flow that was carried out: what was asked, what came back, when, and under which plan."""
 
-    step: Flow | Send
+    step: Flow | Send | Replay
     answer: ProbeAnswer
     start: int
     end: int
@@ -138,18 +138,28 @@ class _Runner:
         self._sent.append(Sent(flow, answer, start, end, self._plan, self._cluster, self._lab.meter_read()))
 
     def _send(self, send: Send) -> None:
-        source, target = self._lab.resolve(send.source), self._lab.resolve(send.target)
+        self._inject(send, lambda: self._lab.send(send.source, send.packet, send.count))
+
+    def _replay(self, replay: Replay) -> None:
+        with open(self._loaded.beside(replay.pcap), "rb") as file:
+            pcap = file.read()
+        self._inject(replay, lambda: self._lab.replay(replay.source, pcap, replay.rewrite, replay.speed, replay.sender))
+
+    def _inject(self, step: Send | Replay, inject: Callable[[], InjectionReport]) -> None:
+        """Send packets that nobody answers to us."""
+        source, target = self._lab.resolve(step.source), self._lab.resolve(step.target)
         self._lab.meter_reset()
         start = time.time_ns()
-        count = self._lab.send(send.source, send.packet, send.count)
+        report = inject()
         time.sleep(SETTLE)
         end = time.time_ns()
+        detail = "; ".join(f"{count} refused: {reason}" for reason, count in report.refusals.items())
         answer = ProbeAnswer(
             source=source.label, target=target.label, source_ns=source.ns, target_ns=target.ns,
             address=target.addresses[0], protocol="icmp", port=0,
-            result=ProbeResult(id=send.id, verdict="dropped", sent=count, received=0),
+            result=ProbeResult(id=step.id, verdict="dropped", sent=report.sent, received=0, detail=detail),
         )  # fmt: skip
-        self._sent.append(Sent(send, answer, start, end, self._plan, self._cluster, self._lab.meter_read()))
+        self._sent.append(Sent(step, answer, start, end, self._plan, self._cluster, self._lab.meter_read()))
 
     def _stream(self, stream: Stream) -> None:
         request = _request(stream)
@@ -167,12 +177,6 @@ class _Runner:
             if time.monotonic() > deadline:
                 raise UserError(f"{wait.target} did not answer {wait.source} within {wait.timeout:g} s")
             time.sleep(POLL)
-
-    def _replay(self, replay: Replay) -> None:
-        with open(self._loaded.beside(replay.pcap), "rb") as file:
-            pcap = file.read()
-        rewrite = {old: self._lab.resolve(new).addresses[0] for old, new in replay.rewrite.items()}
-        self._lab.replay(replay.source, pcap, rewrite, replay.speed)
 
     def _churn(self, churn: Churn) -> None:
         for turn in range(churn.times):
@@ -239,7 +243,7 @@ class _Runner:
             verdict=result.verdict,
             port=answer.port,
             size=step.size if isinstance(step, Flow) else 0,
-            count=step.count,
+            count=step.count if isinstance(step, Flow) else result.sent,
             sent=result.sent,
             received=result.received,
             times=result.times,
@@ -296,7 +300,11 @@ def _with_delivery(sent: Sent, requests: Sequence[Journey]) -> ProbeAnswer:
     arrived = [item for item in requests if item.hops[-1].ns == sent.answer.target_ns]
     result = sent.answer.result
     result = ProbeResult(
-        id=result.id, verdict="delivered" if arrived else "dropped", sent=result.sent, received=len(arrived)
+        id=result.id,
+        verdict="delivered" if arrived else "dropped",
+        sent=result.sent,
+        received=len(arrived),
+        detail=result.detail,
     )
     return ProbeAnswer(
         source=sent.answer.source, target=sent.answer.target, source_ns=sent.answer.source_ns,
