@@ -185,3 +185,9 @@ def test_a_flow_that_was_not_seen_differs_in_its_verdict_only() -> None:
     results = [result("flannel", "unreachable", detail="message too long"), result("calico", pod_mtu=0)]
     compared = compare(run(TWO, results, [packet("calico", 0, [64, 63])]))
     assert [row.label for row in compared.flows[0].rows if row.differs] == ["verdict"]
+
+
+def test_a_packet_lost_on_the_way_is_not_a_fast_one() -> None:
+    packets = [packet("flannel", 0, [64, 63, 62]), packet("flannel", 1, [64, 63], later=1)]
+    compared = compare(run([style("flannel")], [result("flannel")], packets))
+    assert compared.flows[0].columns[0].one_way == 2.0
