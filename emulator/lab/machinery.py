@@ -203,7 +203,7 @@ class Machinery:
     # Packets that are not answers
 
     def replay(self, ns: str, pcap: bytes, rewrite: Mapping[str, str], speed: float, sender: str) -> InjectionReport:
-        """Send the packets of a capture file (those of one captured ``sender``, if given) from a namespace, rewritten."""
+        """Send the packets of a capture file (of one captured ``sender``, if given) from a namespace, rewritten."""
         with tempfile.NamedTemporaryFile(dir="/run/cnilab", suffix=".pcap") as file:
             file.write(pcap)
             file.flush()

@@ -239,7 +239,7 @@ class _Runner:
             target=answer.target,
             source_ns=answer.source_ns,
             target_address=answer.address,
-            protocol=answer.protocol,
+            protocol=_protocol(step, answer, requests),
             verdict=result.verdict,
             port=answer.port,
             size=step.size if isinstance(step, Flow) else 0,
@@ -289,8 +289,16 @@ def _request(step: Flow | Stream, *, count: int = 1, interval: float = 0.0, ttl:
 def _sorted(journeys: Sequence[Journey], sent: Sent) -> tuple[list[Journey], list[Journey], tuple[Journey, ...]]:
     if isinstance(sent.step, Flow):
         return sort_journeys(journeys, sent.answer)
-    mine = [item for item in journeys if item.hops[0].ns == sent.answer.source_ns and item.hops[0].packet.version]
-    return mine, [], tuple(item for item in journeys if item not in mine)
+    mine, back, others = [], [], []
+    for journey in journeys:
+        first, last = journey.hops[0], journey.hops[-1]
+        if journey.kind == "packet" and first.ns == sent.answer.source_ns and first.direction == "out":
+            mine.append(journey)
+        elif journey.kind == "packet" and last.ns == sent.answer.source_ns and last.direction == "in":
+            back.append(journey)
+        else:
+            others.append(journey)
+    return mine, back, tuple(others)
 
 
 def _with_delivery(sent: Sent, requests: Sequence[Journey]) -> ProbeAnswer:
@@ -311,6 +319,11 @@ def _with_delivery(sent: Sent, requests: Sequence[Journey]) -> ProbeAnswer:
         target_ns=sent.answer.target_ns, address=sent.answer.address, protocol=sent.answer.protocol, port=0,
         result=result,
     )  # fmt: skip
+
+
+def _protocol(step: Flow | Send | Replay, answer: ProbeAnswer, requests: Sequence[Journey]) -> str:
+    """What was asked for; of hand-made and recorded packets, what the first one was."""
+    return answer.protocol if isinstance(step, Flow) or not requests else requests[0].hops[0].packet.protocol
 
 
 def _address(peer: str) -> str:
