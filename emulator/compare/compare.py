@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from statistics import median
+from typing import TypeVar
 
 import msgspec
 
@@ -16,6 +17,8 @@ from emulator.compare.path import path_of
 from emulator.compare.records import FlowJourney, FlowResult, StyleMeta
 from emulator.compare.rows import rows_of
 from emulator.compare.run import Run, load_run
+
+T = TypeVar("T", bound=tuple[str, ...])
 
 __all__ = ["compare", "compare_runs", "load_run"]
 
@@ -27,7 +30,7 @@ def compare(run: Run) -> Comparison:
     columns = tuple(Column(style.style, style.title or style.style) for style in run.meta.styles)
     results = {(result.scenario, result.flow, result.style): result for result in run.results}
     flows = []
-    for scenario, flow in dict.fromkeys((result.scenario, result.flow) for result in run.results):
+    for scenario, flow in _by_scenario((result.scenario, result.flow) for result in run.results):
         cells = tuple(
             _flow_column(run, column, style, results.get((scenario, flow, style.style)))
             for column, style in zip(columns, run.meta.styles, strict=True)
@@ -53,7 +56,7 @@ def compare_runs(first: Run, second: Run) -> Comparison:
         keys.update(dict.fromkeys(results))
         sides.append((run, {style.style: style for style in run.meta.styles}, results))
     flows = []
-    for scenario, flow, style in keys:
+    for scenario, flow, style in _by_scenario(keys):
         cells = tuple(
             _flow_column(run, column, styles.get(style), results.get((scenario, flow, style)))
             for column, (run, styles, results) in zip(columns, sides, strict=True)
@@ -72,6 +75,15 @@ def compare_runs(first: Run, second: Run) -> Comparison:
         runs=tuple(zip(names, (first.meta, second.meta), strict=True)),
         warnings=tuple(warnings),
     )
+
+
+def _by_scenario(keys: Iterable[T]) -> list[T]:
+    """Keys that begin with scenario and flow, each once: one scenario's flows together, and one flow's styles, in the
+    order in which they first ran. Results come style by style, and from two runs one after the other."""
+    unique = list(dict.fromkeys(keys))
+    scenarios = list(dict.fromkeys(key[0] for key in unique))
+    flows = list(dict.fromkeys(key[:2] for key in unique))
+    return sorted(unique, key=lambda key: (scenarios.index(key[0]), flows.index(key[:2])))
 
 
 def _flow_comparison(scenario: str, flow: str, under: str, columns: tuple[FlowColumn, ...]) -> FlowComparison:

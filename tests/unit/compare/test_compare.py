@@ -191,3 +191,23 @@ def test_a_packet_lost_on_the_way_is_not_a_fast_one() -> None:
     packets = [packet("flannel", 0, [64, 63, 62]), packet("flannel", 1, [64, 63], later=1)]
     compared = compare(run([style("flannel")], [result("flannel")], packets))
     assert compared.flows[0].columns[0].one_way == 2.0
+
+
+def test_flows_of_one_scenario_stand_together_whatever_the_order_of_results() -> None:
+    def flow(scenario: str, name: str, under: str) -> FlowResult:
+        return msgspec.structs.replace(result(under), scenario=scenario, flow=name)
+
+    results = [
+        flow("one", "a", "flannel"),
+        flow("two", "b", "flannel"),
+        flow("one", "a", "calico"),
+        flow("one", "c", "calico"),
+    ]
+    one = run(TWO, results, [])
+    assert [(each.scenario, each.flow) for each in compare(one).flows] == [("one", "a"), ("one", "c"), ("two", "b")]
+    assert [(each.flow, each.under) for each in compare_runs(one, one).flows] == [
+        ("a", "Flannel"),
+        ("a", "Calico"),
+        ("c", "Calico"),
+        ("b", "Flannel"),
+    ]
