@@ -146,6 +146,8 @@ make_environment() {
 install_python() {
     as_owner "$venv/bin/python" -m pip --disable-pip-version-check --no-input install --progress-bar off \
         -e "$root${want_test:+[test]}" &&
+        # Runs go there by default; made by root, it would be closed to the user afterwards.
+        as_owner mkdir -p -- "$root/captures/runs" &&
         # Compiled now, by the owner: root in a user's checkout writes no bytecode.
         as_owner "$venv/bin/python" -m compileall -q "$root/emulator"
 }
