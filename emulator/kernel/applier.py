@@ -104,8 +104,7 @@ class Applier:
         """End daemons and shells and let go of all descriptors. The namespaces die with the sandbox."""
         self.supervisor.close()
         self.wiring.close()
-        for node in list(self.net.hosts):
-            node.terminate()
+        self.net.close()
 
     # ------------------------------------------------------------ forwards
 

@@ -26,7 +26,7 @@ from subprocess import Popen
 from typing import Any
 
 from emulator.errors import SandboxError
-from emulator.kernel.machine import become_machine, processes_of
+from emulator.kernel.machine import become_machine, pristine_view, processes_of
 from emulator.kernel.messages import PUT, RTM_NEWADDR, _address, bridge, change_link, delete_link, veth
 from emulator.kernel.namespaces import MachineHandle, in_thread, release
 from emulator.kernel.netlink import Channel, Request, link_indexes
@@ -72,7 +72,7 @@ class LabNode(Host):
         self.master, self.slave = pty.openpty()
 
         def birth() -> tuple[MachineHandle, Popen[bytes]]:
-            handle = become_machine(ns, self.params.get("hostname", self.name))
+            handle = become_machine(ns, self.params.get("hostname", self.name), self.params["view"])
             environment = {**os.environ, "PS1": PROMPT, "HOSTNAME": self.params.get("hostname", self.name)}
             shell = Popen(
                 [*SHELL, "mininet:" + self.name],
@@ -299,10 +299,21 @@ class LabNet(Mininet):
 
     def __init__(self) -> None:
         Mininet.inited = True  # Mininet.init() writes host-wide sysctls
+        self._view = pristine_view()
         super().__init__(
             topo=None, switch=LabSwitch, host=LabNode, controller=None, link=LabLink, intf=LabIntf, build=False
         )
         self.built = True
+
+    def addHost(self, name: str, cls: type[Host] | None = None, **params: Any) -> Host:  # noqa: N802
+        """Add a machine; every one starts from the same view of the file system."""
+        return super().addHost(name, cls, view=self._view, **params)
+
+    def close(self) -> None:
+        """End every machine. The switches and links die with the lab."""
+        for node in self.hosts:
+            node.terminate()
+        os.close(self._view)
 
     def configHosts(self) -> None:  # noqa: N802
         """Nothing: the plan holds every address."""
