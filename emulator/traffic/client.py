@@ -8,15 +8,15 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import IO, TypeVar
 
 import msgspec
 
 from emulator import errors
 from emulator.errors import CnilabError, DaemonError
-from emulator.traffic import wire
-from emulator.traffic.model import Probe, ProbeResult, Server, StreamReport
+from emulator.traffic import injection, wire
+from emulator.traffic.model import InjectionReport, Probe, ProbeResult, Server, StreamReport
 
 START_SECONDS = 10.0  # it takes 0.05; a machine that swaps takes longer
 ANSWER_SECONDS = 30.0  # for requests that wait for no packet, and on top of those that do
@@ -103,6 +103,46 @@ class TrafficEngine:
     def stream_stop(self, stream: str, grace: float = 0.2) -> StreamReport:
         """End a stream; answers may arrive for ``grace`` more seconds."""
         return self._call(lambda number: wire.StopStream(number, stream, grace), StreamReport, ANSWER_SECONDS + grace)
+
+    def replay(
+        self,
+        capture: str | os.PathLike[str],
+        netns: str,
+        *,
+        device: str = "eth0",
+        rewrite: Mapping[str, str] | None = None,
+        speed: float = 1.0,
+        source: str = "",
+        timeout: float = 600.0,
+    ) -> InjectionReport:
+        """Send the packets of a capture from a namespace, addresses rewritten: see ``injection.replay``."""
+        return injection.replay(
+            os.fspath(capture), netns, device=device, rewrite=rewrite, speed=speed, source=source, timeout=timeout
+        )
+
+    def send(
+        self,
+        netns: str,
+        expression: str,
+        *,
+        device: str = "eth0",
+        count: int = 1,
+        interval: float = 0.0,
+        origin: str = "<expression>",
+        subject: str = "",
+        timeout: float = 60.0,
+    ) -> InjectionReport:
+        """Send hand-made packets, written as a scapy expression, from a namespace: see ``injection.send``."""
+        return injection.send(
+            netns,
+            expression,
+            device=device,
+            count=count,
+            interval=interval,
+            origin=origin,
+            subject=subject,
+            timeout=timeout,
+        )
 
     def close(self) -> None:
         """End the engine, and with it every socket. Harmless if it is dead."""

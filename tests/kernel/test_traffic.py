@@ -1,4 +1,4 @@
-"""Servers and probes against a real kernel: client `a`, router `r` and server `b` are namespaces joined by veth pairs."""
+"""Servers and probes on a real kernel: client `a`, router `r` and server `b` are namespaces joined by veth pairs."""
 
 from __future__ import annotations
 
