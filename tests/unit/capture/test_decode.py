@@ -85,6 +85,11 @@ def test_ipv4_header_fields_are_read_with_options_and_without_padding() -> None:
     assert decode(padded, 60).digest == parse(ETHER / V4 / UDP() / b"hi").digest
 
 
+def test_padding_is_not_taken_for_a_transport_header() -> None:
+    frame = bytes(ETHER / IP(proto=6) / bytes(4)).ljust(60, b"\x11")
+    assert decode(frame, 60).summary == "TCP, cut short"
+
+
 def test_vlan_tags_are_skipped_and_the_outer_one_is_kept() -> None:
     packet = parse(ETHER / Dot1Q(vlan=7) / Dot1Q(vlan=8) / V4 / UDP(dport=9))
     assert (packet.vlan, packet.target_port) == (7, 9)

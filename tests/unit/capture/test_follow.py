@@ -88,6 +88,13 @@ def test_different_payloads_with_identification_zero_are_different_packets() -> 
     assert [len(journey.hops) for journey in follow(events).journeys] == [3, 3]
 
 
+def test_payloads_tell_packets_apart_that_overtake_each_other() -> None:
+    one, two = udp(ident=0, data=b"one"), udp(ident=0, data=b"two")
+    sent = [at(0, "n:a", "out", one), at(5, "n:a", "out", two)]
+    arrived = [at(10, "m:b", "in", two), at(30, "m:b", "in", one)]
+    assert [[hop.time for hop in each.hops] for each in follow(sent + arrived).journeys] == [[0, 30], [5, 10]]
+
+
 def test_a_retransmission_is_another_packet() -> None:
     segment = L2 / IP(src="10.0.0.1", id=1) / TCP(sport=1, dport=2, seq=9) / b"x"
     again = L2 / IP(src="10.0.0.1", id=2) / TCP(sport=1, dport=2, seq=9) / b"x"
