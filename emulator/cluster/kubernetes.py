@@ -16,6 +16,8 @@ from emulator.cluster.workloads import TOPOLOGY_OWNER
 Object = dict[str, Any]
 
 _API_VERSIONS = {"ReplicaSet": "apps/v1", "StatefulSet": "apps/v1", "DaemonSet": "apps/v1"}
+# Objects that were not checked against the API's rules need not name one; nothing is ever pulled
+UNNAMED_IMAGE = "scratch"
 PODS_MAX = 110  # kubelet's default maxPods
 
 
@@ -86,7 +88,7 @@ def pod_object(pod: Pod, node: Node) -> Object:
 
 
 def _container(container: Container) -> Object:
-    result: Object = {"name": container.name}
+    result: Object = {"name": container.name, "image": container.image or UNNAMED_IMAGE}
     if container.command:
         result["command"] = list(container.command)
     if container.ports:

@@ -114,12 +114,13 @@ class ContainerPort(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Container(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A container, as far as the network can tell. ``command`` is command plus args."""
+    """A container, as far as the network can tell. ``command`` is command plus args, empty if only args are given."""
 
     name: str
     ports: tuple[ContainerPort, ...] = ()
     command: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
+    image: str = ""
 
 
 class Pod(msgspec.Struct, frozen=True, omit_defaults=True):

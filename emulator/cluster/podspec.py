@@ -38,6 +38,7 @@ class ContainerSpec(msgspec.Struct, frozen=True, rename="camel"):
     args: list[str] | None = None
     env: list[EnvSpec] | None = None
     restart_policy: str | None = None
+    image: str | None = None
 
 
 class PodSpec(msgspec.Struct, frozen=True, rename="camel"):
@@ -100,4 +101,4 @@ def _container(spec: ContainerSpec) -> Container:
     # args alone are arguments of the image's entry point, which is not here: our server answers instead
     command = (*spec.command, *(spec.args or ())) if spec.command else ()
     env = tuple((one.name, one.value or "") for one in spec.env or ())
-    return Container(spec.name, ports, command, env)
+    return Container(spec.name, ports, command, env, spec.image or "")

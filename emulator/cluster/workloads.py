@@ -102,7 +102,9 @@ _AGNHOST = Template(
     PodSpec(
         containers=[
             ContainerSpec(
-                "agnhost", ports=[PortSpec(TOPOLOGY_PORT, "TCP", "http"), PortSpec(TOPOLOGY_PORT, "UDP", "udp")]
+                name="agnhost",
+                image="registry.k8s.io/e2e-test-images/agnhost:2.53",
+                ports=[PortSpec(TOPOLOGY_PORT, "TCP", "http"), PortSpec(TOPOLOGY_PORT, "UDP", "udp")],
             )
         ]
     ),
