@@ -44,7 +44,7 @@ ETC_LAYERS = "/run/.etc"  # in the machine: upper and work directory of its /etc
 
 
 def pristine_view() -> int:
-    """A mount namespace like the lab's, without the files of network namespaces, as a descriptor. Raises SandboxError."""
+    """A mount namespace like the lab's, but without namespace files, as a descriptor. Raises SandboxError."""
 
     def body() -> int:
         unshare(CLONE_NEWNS)

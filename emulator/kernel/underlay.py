@@ -27,11 +27,11 @@ from typing import Any
 
 from emulator.errors import SandboxError
 from emulator.kernel.machine import become_machine, pristine_view, processes_of
-from emulator.kernel.messages import PUT, RTM_NEWADDR, _address, bridge, change_link, delete_link, veth
+from emulator.kernel.messages import address, bridge, change_link, delete_link, veth
 from emulator.kernel.namespaces import MachineHandle, in_thread, release
 from emulator.kernel.netlink import Channel, Request, link_indexes
 from emulator.kernel.netns import netns_file
-from emulator.plan.model import UNDERLAY, Bridge, Namespace, Veth
+from emulator.plan.model import UNDERLAY, Address, Bridge, Namespace, Veth
 
 
 def _import_mininet() -> None:
@@ -206,8 +206,8 @@ class LabIntf(Intf):
         """Add an address, ``10.0.0.1/24`` or with the length apart."""
         text = ipstr if "/" in ipstr else f"{ipstr}/{prefixLen}"
         with self._channel() as channel:
-            index = link_indexes(channel)[self.name]
-            _must(channel, [Request(RTM_NEWADDR, PUT, _address(index, text, "global"))])
+            wanted = Address(ns="", device=self.name, address=text)
+            _must(channel, [address(wanted, link_indexes(channel)[self.name])])
         self.note_address(text)
 
     def note_address(self, text: str) -> None:
@@ -379,12 +379,12 @@ class LabNet(Mininet):
             if {link.intf1.name, link.intf2.name} == {item.name, item.peer} and self._owns(link, item):
                 self._forget(link)
 
-    def note_address(self, ns: str, device: str, address: str) -> None:
+    def note_address(self, ns: str, device: str, text: str) -> None:
         """Let ``IP()`` of an interface tell its first address."""
         node = self.nameToNode.get(netns_file(ns))
         intf = node.nameToIntf.get(device) if node is not None else None
         if intf is not None:
-            intf.note_address(address)
+            intf.note_address(text)
 
     def _end(self, ns: str, device: str, switch_of: dict[str, str]) -> Any:
         name = switch_of.get(device, "") if ns == UNDERLAY else netns_file(ns)
