@@ -148,6 +148,9 @@ def local_error(number: int, mtu: int = 0) -> NetworkError:
         return NetworkError("unreachable", "no route at the sender")
     if number == errno.EHOSTUNREACH:
         return NetworkError("unreachable", "no answer to neighbour discovery, or no route at the sender")
+    if number == errno.ENOBUFS:
+        # One table for all namespaces of a kernel, and a dense matrix on one bridge fills it.
+        return NetworkError("unreachable", "the kernel's neighbour table is full (net.ipv4.neigh.default.gc_thresh3)")
     if number == errno.ETIMEDOUT:
         return NetworkError("dropped", "connection timed out")
     return NetworkError("unreachable", f"{os.strerror(number)} at the sender")

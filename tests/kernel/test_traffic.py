@@ -235,6 +235,19 @@ def test_tcp_payload_comes_back_whole_through_a_narrow_link(engine: TrafficEngin
     assert (result.verdict, result.detail, result.answered_by) == ("delivered", "", "b-0")
 
 
+def test_established_connection_outlives_icmp_errors_as_tcp_says(engine: TrafficEngine) -> None:
+    nft(
+        "r",
+        "table ip t { chain c { type filter hook forward priority 0; ip length > 1000 "
+        "reject with icmp type host-unreachable; }; }",
+    )
+    healing = threading.Timer(0.5, nft, ("r", "delete table ip t"))
+    healing.start()
+    result = send(engine, "tcp", SERVER[4], size=100_000, timeout=5.0)
+    healing.join()
+    assert (result.verdict, result.detail) == ("delivered", "")
+
+
 def test_tcp_payload_into_a_black_hole_says_how_much_came_back(engine: TrafficEngine) -> None:
     nft("r", "table ip t { chain c { type filter hook forward priority 0; ip length > 1000 drop; }; }")
     result = send(engine, "tcp", SERVER[4], size=100_000)
@@ -458,6 +471,7 @@ def test_engine_dies_with_the_process_that_started_it() -> None:
         os.write(report, b"%d" % TrafficEngine.start().pid)
         signal.pause()
     pid = int(os.read(receive, 100))
+    os.kill(pid, signal.SIGSTOP)  # so that it cannot end by itself when its socket closes
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     deadline = time.monotonic() + 3.0
