@@ -65,9 +65,9 @@ RETIRE_MS = 30
 LARGE_BLOCK = 128 * 1024  # holds a whole 64 kB segmentation-offload frame
 SMALL_BLOCK = 16 * 1024
 RING = 4 * 1024 * 1024  # bytes per namespace: 20,000 pings or 2,600 full-size frames
-BUDGET = 128 * 1024 * 1024  # bytes for all rings of a capture: they are real memory, not a limit as SO_RCVBUF is
+BUDGET = 256 * 1024 * 1024  # bytes for all rings of a capture: they are real memory, not a limit as SO_RCVBUF is
 THREADS = 64  # that wait for the kernel together
-CROWD = 64  # namespaces from which on the rings are made of small blocks
+CROWD = 256  # namespaces from which on the rings are made of small blocks
 
 
 def ring_shape(namespaces: int, ring: int = 0) -> tuple[int, int, int]:

@@ -60,7 +60,8 @@ def start(
 
     Returns once every socket listens: what is sent from then on is seen. ``output`` streams the pcapng to a descriptor
     instead of a file. Limits of 0 are none; ``snaplen``, ``ring``, ``max_bytes`` are bytes, ``duration`` seconds.
-    ``crowd`` is how many namespaces may come to be captured. Raises DaemonError if the process does not start.
+    ``crowd`` is how many namespaces may come to be captured. Raises DaemonError if the process does not start, or none
+    of the namespaces is there.
     """
     devices = dict(namespaces) if isinstance(namespaces, Mapping) else dict.fromkeys(namespaces, ())
     path = ""
@@ -105,6 +106,8 @@ class CaptureHandle:
         try:
             self._send(request)
             self.missing: list[str] = self._answer("ready", START_TIMEOUT)["missing"]
+            if self.missing and len(self.missing) == len(request["namespaces"]):
+                raise DaemonError(f"there is nothing to capture: none of {', '.join(self.missing)} exists")
         except BaseException:
             self.discard()
             raise

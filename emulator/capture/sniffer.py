@@ -16,7 +16,7 @@ of JSON::
 Only ``output`` and ``namespaces`` are needed. With output ``-`` the pcapng goes to standard output, flushed as it
 comes, and the status lines to standard error. An inherited descriptor may be given by its number. ``devices`` names the
 only devices wanted; without it all but the loopback are taken. ``crowd`` is how many namespaces may be expected in all.
-A namespace whose file under ``/run/netns`` has gone is let go by itself within a quarter of a second.
+A namespace whose file under ``/run/netns`` has gone is let go by itself within half a second.
 
 Frames are first copied from the shared rings, whole blocks at a time, and made into pcapng blocks when no ring is
 waiting: bursts land in our memory rather than on the floor. That backlog is bounded; beyond it the rings fill, and
@@ -69,6 +69,7 @@ class Source:
         self.interfaces: dict[int, int] = {}
         self.captured = 0
         self.lost = 0
+        self.gone = False  # its file was missing at the last look
 
 
 class Sniffer:
@@ -152,8 +153,12 @@ class Sniffer:
     def release_vanished(self) -> None:
         """Let go of namespaces whose file has been removed: our socket would keep them, and their devices, alive."""
         for source in list(self.sources.values()):
-            if not os.path.exists(source.netns):
+            if os.path.exists(source.netns):
+                source.gone = False
+            elif source.gone:
                 self.release(source)
+            else:
+                source.gone = True  # let go at the second look: the file may be missing for a moment only
 
     def take(self, timeout: float) -> None:
         """Copy what the rings hold, waiting at most ``timeout`` seconds for something to be there."""

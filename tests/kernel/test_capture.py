@@ -15,6 +15,7 @@ from emulator.capture.follow import Followed, follow
 from emulator.capture.model import Event, Journey
 from emulator.capture.pcapng import losses, read, write_annotated
 from emulator.capture.session import start
+from emulator.errors import DaemonError
 from emulator.kernel.syscalls import inside
 
 PODS = {"a": "10.244.1.2", "b": "10.244.2.2"}
@@ -231,6 +232,13 @@ def test_capture_sees_namespaces_and_devices_that_come_later(network: None, tmp_
     stats = handle.stop()
     seen = {(event.ns, event.device) for event in read(stats.path) if event.frame.endswith(b"here I am")}
     assert seen == {("pod/default/late", "eth0"), ("node/n1", "vethlate")}
+
+
+@pytest.mark.sandbox
+def test_a_capture_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DaemonError, match="none of node/nowhere exists"):
+        start(["node/nowhere"], directory=tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.sandbox
