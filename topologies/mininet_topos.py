@@ -69,11 +69,11 @@ class CnilabTopo(Topo):  # type: ignore[misc]
                 options = {
                     **_link(interface.quality),
                     "intfName1": _device(machine.name, interface.name),
-                    "params1": {"mac": interface.mac},
+                    "addr1": interface.mac,
                 }
                 if interface.peer in machines:
                     far = _interface(machines[interface.peer], interface.peer_device)
-                    options |= {"intfName2": _device(interface.peer, far.name), "params2": {"mac": far.mac}}
+                    options |= {"intfName2": _device(interface.peer, far.name), "addr2": far.mac}
                 self.addLink(machine.name, interface.peer, **options)
         for switch in topology.switches:
             for port in switch.ports:
