@@ -17,6 +17,7 @@ from emulator.kernel import capabilities
 
 LANE_FILES = Path(__file__).parent / "expected-features"
 SANDBOX_NEEDS = ("netns", "veth", "ip", "mnexec")
+ANSWERS = pytest.StashKey[dict[str, capabilities.Feature]]()  # this machine's, for what the tests of this run need
 
 
 @cache
@@ -27,12 +28,6 @@ def expected_features() -> frozenset[str]:
         return frozenset()
     lines = (LANE_FILES / f"{lane}.txt").read_text(encoding="utf-8").splitlines()
     return frozenset(line.strip() for line in lines if line.strip() and not line.startswith("#"))
-
-
-@cache
-def feature(name: str) -> capabilities.Feature:
-    """This machine's answer; modules may be loaded, as the test is about to use the feature."""
-    return capabilities.probe_for_use([name])[name]
 
 
 def required(item: pytest.Item) -> list[str]:
@@ -51,10 +46,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             raise pytest.UsageError(f"{item.nodeid} requires {', '.join(unknown)}: not in emulator/kernel/features.py")
 
 
+def pytest_runtestloop(session: pytest.Session) -> None:
+    # All at once and before the first test: a test with a sandbox runs in a fork, whose answers would be lost.
+    session.stash[ANSWERS] = capabilities.probe_for_use(
+        sorted({name for item in session.items for name in required(item)})
+    )
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("real_kernel") and os.environ.get("CNILAB_LANE") != "real-kernel":
         pytest.skip("needs a distribution's kernel: CNILAB_LANE=real-kernel")
-    missing = [feature(name) for name in required(item) if not feature(name).usable]
+    answers = item.session.stash[ANSWERS]
+    missing = [answers[name] for name in required(item) if not answers[name].usable]
     if not missing:
         return
     said = "; ".join(f"{one.name} ({one.detail})" for one in missing)
