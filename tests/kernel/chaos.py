@@ -46,15 +46,21 @@ def rampage(
 ) -> list[Strike]:
     """Strike ``times`` times, each at a random moment within ``horizon`` seconds from the start of ``argv``.
 
+    Every other strike is *aimed*: it waits for the victim to live, whenever that may be on a busy machine, and then
+    up to a quarter of the horizon.
+
     ``undo`` is run after each strike (it may fail: there may be nothing to undo).
     """
     dice = random.Random(seed)
     marker = f"CNILAB_CHAOS={uuid.uuid4()}"
     before = snapshot(marker)
-    return [
-        strike(argv, dice.choice(victims), dice.uniform(0, horizon), marker, before, undo=undo, env=env)
-        for _ in range(times)
-    ]
+    strikes = []
+    for number in range(times):
+        aimed = bool(number % 2)
+        after = dice.uniform(0, horizon / 4 if aimed else horizon)
+        victim = victims[number // 2 % len(victims)]
+        strikes.append(strike(argv, victim, after, marker, before, aimed=aimed, undo=undo, env=env))
+    return strikes
 
 
 def strike(
@@ -64,13 +70,19 @@ def strike(
     marker: str,
     before: State,
     *,
+    aimed: bool = False,
     undo: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
 ) -> Strike:
-    """Start ``argv``, kill ``victim`` ``after`` seconds later, end the rest, and compare the host with ``before``."""
+    """Start ``argv``, kill ``victim`` ``after`` seconds later, end the rest, and compare the host with ``before``.
+
+    An ``aimed`` strike counts these seconds from the victim's birth.
+    """
     name, _, value = marker.partition("=")
     environment = {**os.environ, **(env or {}), name: value}
     caller = subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while aimed and not _find(victim, caller.pid, marker) and caller.poll() is None:
+        time.sleep(0.002)
     time.sleep(after)
     pid = _find(victim, caller.pid, marker)
     if pid:

@@ -79,7 +79,8 @@ def home() -> Iterator[Path]:
             shutil.copytree(ROOT / part, path / "checkout" / part, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", path / "checkout")
         (path / "tmp").mkdir()
-        os.chown(path / "tmp", NOBODY, NOBODY)
+        for directory in ("tmp", "checkout"):  # pytest and hypothesis keep their notes there
+            os.chown(path / directory, NOBODY, NOBODY)
         yield path
 
 
