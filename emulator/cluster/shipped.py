@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import emulator
-
 
 def shipped_folder(kind: str) -> Path:
     """The folder of ``kind`` (``topologies``, ``scenarios``). It need not exist in a broken installation."""
-    package = Path(emulator.__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     checkout = package.parent / kind
     # An installed package's parent is site-packages, where a folder of that name would be someone else's
     if checkout.is_dir() and (package.parent / "setup.cfg").is_file():

@@ -47,7 +47,8 @@ class Applier:
     """The one that changes the kernel. Not for several threads at once.
 
     ``net`` is the Mininet to build the underlay in (None: a new one). ``allow_missing`` lets impairments go that this
-    kernel cannot do; ``labels`` then says which. ``on_death`` hears of daemons that die.
+    kernel cannot do; ``labels`` then says which. ``on_death`` hears of daemons that die, ``on_namespace`` of each
+    namespace as it is made, before anything is in it: whoever captures must be there for the first packet.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Applier:
         *,
         allow_missing: bool = False,
         on_death: Callable[[str, str, str], None] | None = None,
+        on_namespace: Callable[[str], None] | None = None,
     ) -> None:
         self.net = net if net is not None else LabNet()
         self.inventory = Inventory()
@@ -64,6 +66,7 @@ class Applier:
         self.supervisor = Supervisor(self.net, on_death)
         self.impairments = Impairments(self.wiring.netns, allow_missing=allow_missing)
         self.broken = False
+        self._on_namespace = on_namespace
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -144,7 +147,7 @@ class Applier:
         rewired: list[Any] = [pair for pair in replaced if not isinstance(pair[1], _NOT_WIRED)]
         if wired or rewired:
             progress(f"wiring {_count([*wired, *(new for _, new in rewired)])}")
-        self.wiring.make(wired, rewired, journal.put)
+        self.wiring.make(wired, rewired, self._told(journal.put))
         offloads.switch(_of(added, Offloads), self.wiring.netns, journal.put)
         self.impairments.set(_of([*added, *(new for _, new in replaced)], Impairment), journal.put)
         rules = [item for item in added if isinstance(item, _RULESETS)]
@@ -159,6 +162,19 @@ class Applier:
             progress(f"starting {len(daemons) + len(restarted)} daemons")
         self.supervisor.start(daemons, journal.put)
         self.supervisor.change(restarted, journal.put)
+
+    def _told(self, put: Callable[[AnyObject], None]) -> Callable[[AnyObject], None]:
+        """``put``, and whoever wants to hear of namespaces."""
+        tell = self._on_namespace
+        if tell is None:
+            return put
+
+        def put_and_tell(item: AnyObject) -> None:
+            put(item)
+            if isinstance(item, Namespace):
+                tell(item.ns)
+
+        return put_and_tell
 
     # ------------------------------------------------------------ backwards
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from emulator.kernel.hookmeter import HookMeter
 
 CHUNK = 64 * 1024  # bytes
-CAPTURE_SETTLE = 0.05  # s: packets on their way through the last device when a capture is asked to stop
+POD_DEVICE = "eth0"  # in every style
 
 Progress = Callable[[str], None]
 
@@ -40,10 +40,11 @@ class Machinery:
 
     def __init__(self, *, allow_missing: bool) -> None:
         self.traffic = TrafficEngine.start()
-        self.applier = Applier(allow_missing=allow_missing)
+        self.applier = Applier(allow_missing=allow_missing, on_namespace=self._captured_from_birth)
         self.commands = PodCommands()
         self._meter: HookMeter | None = None
         self._captures: dict[str, session.CaptureHandle] = {}
+        self._everywhere: set[session.CaptureHandle] = set()
         self._files: dict[str, str] = {}
         self._lock = threading.Lock()
         self._names = 0
@@ -65,18 +66,12 @@ class Machinery:
         first, what serves those that come starts last. On failure the kernel is as it was and the old ones are
         served again."""
         going, arriving = machines
-        vanishing = [pod.ns for pod in leaving if not pod.host_network] + [machine.ns for machine in going]
-        stopping = list(dict.fromkeys([*(pod.ns for pod in leaving), *(machine.ns for machine in going)]))
-        if stopping:
-            self.traffic.stop(stopping)
-            self.commands.stop([pod.key for pod in leaving])
-            for handle in self._running():
-                for ns in vanishing:
-                    handle.remove(ns)
+        self._retire(leaving, going)
         try:
             self.applier.apply(operations, progress)
         except BaseException:
             if not self.applier.broken:
+                self._plug(leaving, going, up=True)
                 self._serve(leaving, going)
             raise
         if await_routes:
@@ -84,12 +79,35 @@ class Machinery:
         if self._meter is not None:
             self._meter.install([machine.ns for machine in arriving if machine.kind == "node"])
         self._serve(coming, arriving)
+
+    def _retire(self, pods: Sequence[Pod], machines: Sequence[Machine]) -> None:
+        """Stop what serves pods and machines that are about to go. A machine loses its cables first, as in a power cut;
+        a pod's processes end first, as the kubelet does it. Cut off, they send nothing that a capture would miss when
+        it lets go of them, as it must: an open capture keeps a namespace alive."""
+        if not pods and not machines:
+            return
+        self._plug((), machines, up=False)
+        self.traffic.stop(list(dict.fromkeys([*(pod.ns for pod in pods), *(machine.ns for machine in machines)])))
+        self.commands.stop([pod.key for pod in pods])
+        self._plug(pods, (), up=False)
+        vanishing = [pod.ns for pod in pods if not pod.host_network] + [machine.ns for machine in machines]
         for handle in self._running():
-            for pod in coming:
-                if not pod.host_network:
-                    handle.add(pod.ns)
-            for machine in arriving:
-                handle.add(machine.ns)
+            for ns in vanishing:
+                handle.remove(ns)
+
+    def _plug(self, pods: Sequence[Pod], machines: Sequence[Machine], *, up: bool) -> None:
+        for machine in machines:
+            for interface in machine.interfaces:
+                self.applier.wiring.set_link(machine.ns, interface.name, up=up)
+        for pod in pods:
+            if not pod.host_network:
+                self.applier.wiring.set_link(pod.ns, POD_DEVICE, up=up)
+
+    def _captured_from_birth(self, ns: str) -> None:
+        """Captures of everything take in what is born while they run."""
+        for handle in self._running():
+            if handle in self._everywhere:
+                handle.add(ns)
 
     def _serve(self, pods: Sequence[Pod], machines: Sequence[Machine]) -> None:
         """Open the ports of pods and outside hosts, and start the pods' own commands."""
@@ -110,9 +128,11 @@ class Machinery:
 
     # Captures
 
-    def capture_start(self, hops: Mapping[str, Sequence[str]]) -> str:
-        """Begin to capture; the name of the capture."""
+    def capture_start(self, hops: Mapping[str, Sequence[str]], *, everywhere: bool) -> str:
+        """Begin to capture; the name of the capture. ``everywhere``: also in namespaces that are made meanwhile."""
         handle = session.start(hops, crowd=len(hops) + 64)
+        if everywhere:
+            self._everywhere.add(handle)
         with self._lock:
             self._names += 1
             name = f"c{self._names}"
@@ -125,6 +145,7 @@ class Machinery:
             handle = self._captures.pop(name, None)
         if handle is None:
             raise NotFound(f"there is no capture {name!r}")
+        self._everywhere.discard(handle)
         stats = handle.stop()
         with self._lock:
             self._files[name] = stats.path
@@ -147,7 +168,7 @@ class Machinery:
 
         return pieces()
 
-    def capture_live(self, hops: Mapping[str, Sequence[str]]) -> Iterator[bytes]:
+    def capture_live(self, hops: Mapping[str, Sequence[str]], *, everywhere: bool) -> Iterator[bytes]:
         """A capture as it is taken; it ends when the generator is closed."""
         read, write = os.pipe()
         try:
@@ -157,6 +178,8 @@ class Machinery:
             raise
         finally:
             os.close(write)
+        if everywhere:
+            self._everywhere.add(handle)
         with self._lock:
             self._names += 1
             name = f"c{self._names}"
@@ -170,6 +193,7 @@ class Machinery:
                 os.close(read)
                 with self._lock:
                     self._captures.pop(name, None)
+                self._everywhere.discard(handle)
                 handle.discard()
 
         return pieces()

@@ -195,7 +195,7 @@ class Verbs:
 
     def _start_capture(self, _path: Any, _query: Any, body: Any) -> dict[str, str]:
         hops = _typed((body or {}).get("hops", []), list[str])
-        return {"id": self._machinery.capture_start(self._selected(hops))}
+        return {"id": self._machinery.capture_start(self._selected(hops), everywhere=not hops)}
 
     def _stop_capture(self, path: dict[str, str], _query: Any, _body: Any) -> CaptureStats:
         return self._machinery.capture_stop(path["id"])
@@ -205,7 +205,7 @@ class Verbs:
 
     def _live_capture(self, _path: Any, query: dict[str, str], _body: Any) -> Stream:
         hops = [hop for hop in query.get("hops", "").split(",") if hop]
-        return Stream(self._machinery.capture_live(self._selected(hops)), PCAPNG)
+        return Stream(self._machinery.capture_live(self._selected(hops), everywhere=not hops), PCAPNG)
 
     def _selected(self, hops: list[str]) -> dict[str, tuple[str, ...]]:
         """Namespaces to capture in, each with its devices (none named: all). ``PLACE[:DEVICE]``, default everything."""

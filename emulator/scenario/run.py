@@ -1,17 +1,17 @@
 """Runs scenarios: each one under each style in a lab of its own, captured from first to last step, into a run
 directory.
 
-Steps are carried out first and judged afterwards: packets are followed once the capture is complete, each flow's in
-its own window of time, and explained by the plan that was in force when they were sent.
+Steps are carried out first and judged afterwards: packets are followed once the capture is complete. Those that set out
+between the start of a flow and that of the next are looked through for the flow's own, and explained by the plan that
+was in force then.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
-
-import msgspec
 
 from emulator.capture.model import Event, Journey
 from emulator.cluster.model import Cluster
@@ -34,12 +34,11 @@ POLL = 0.1  # s between attempts while a step waits for something to answer
 
 
 class Sent(NamedTuple):
-    """A flow that was carried out: what was asked, what came back, when, and under which plan."""
+    """A flow that was carried out: what was asked, what came back, when (ns since the epoch), and under which plan."""
 
     step: Flow | Send | Replay
     answer: ProbeAnswer
     start: int
-    end: int
     plan: Plan
     cluster: Cluster
     meter: list[list[object]]
@@ -134,8 +133,7 @@ class _Runner:
         start = time.time_ns()
         answer = self._lab.probes([request])[0]
         time.sleep(SETTLE)
-        end = time.time_ns()
-        self._sent.append(Sent(flow, answer, start, end, self._plan, self._cluster, self._lab.meter_read()))
+        self._sent.append(Sent(flow, answer, start, self._plan, self._cluster, self._lab.meter_read()))
 
     def _send(self, send: Send) -> None:
         self._inject(send, lambda: self._lab.send(send.source, send.packet, send.count))
@@ -152,14 +150,13 @@ class _Runner:
         start = time.time_ns()
         report = inject()
         time.sleep(SETTLE)
-        end = time.time_ns()
         detail = "; ".join(f"{count} refused: {reason}" for reason, count in report.refusals.items())
         answer = ProbeAnswer(
             source=source.label, target=target.label, source_ns=source.ns, target_ns=target.ns,
             address=target.addresses[0], protocol="icmp", port=0,
             result=ProbeResult(id=step.id, verdict="dropped", sent=report.sent, received=0, detail=detail),
         )  # fmt: skip
-        self._sent.append(Sent(step, answer, start, end, self._plan, self._cluster, self._lab.meter_read()))
+        self._sent.append(Sent(step, answer, start, self._plan, self._cluster, self._lab.meter_read()))
 
     def _stream(self, stream: Stream) -> None:
         request = _request(stream)
@@ -196,13 +193,12 @@ class _Runner:
         events = capture.events()
         results: list[FlowResult] = []
         journeys: list[FlowJourney] = []
-        uncorrelated = last = 0
-        for sent in self._sent:
-            window = [event for event in events if sent.start <= event.time <= sent.end]
-            followed = follow(window)
-            uncorrelated += len(followed.uncorrelated)
-            explained = _renumbered(explain(followed.journeys, sent.plan), last)
-            last = max((journey.id for journey in explained), default=last)
+        followed = follow(events)
+        starts = [sent.start for sent in self._sent]
+        for number, sent in enumerate(self._sent):
+            until = starts[number + 1] if number + 1 < len(starts) else sys.maxsize
+            own = [item for item in followed.journeys if sent.start <= item.hops[0].time < until]
+            explained = explain(own, sent.plan)
             requests, replies, others = _sorted(explained, sent)
             answer = _with_delivery(sent, requests)
             pieces = fragments(requests, explained)
@@ -222,7 +218,7 @@ class _Runner:
             labels=status.labels,
             captured=capture.stats.captured,
             lost=capture.stats.lost,
-            uncorrelated=uncorrelated,
+            uncorrelated=len(followed.uncorrelated),
         )
         return Outcome(results, journeys, meta, self._plan, events, self._lab.logs())
 
@@ -329,14 +325,6 @@ def _protocol(step: Flow | Send | Replay, answer: ProbeAnswer, requests: Sequenc
 def _address(peer: str) -> str:
     """The address of ``10.0.0.1:4711`` or ``[fd00::1]:4711``."""
     return peer.rpartition(":")[0].strip("[]")
-
-
-def _renumbered(journeys: Sequence[Journey], last: int) -> list[Journey]:
-    """The journeys of one flow with ids that no other flow of the scenario uses."""
-    return [
-        msgspec.structs.replace(journey, id=journey.id + last, about=journey.about + last if journey.about else 0)
-        for journey in journeys
-    ]
 
 
 def _mtu(plan: Plan, ns: str) -> int:
