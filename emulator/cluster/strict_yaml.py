@@ -86,11 +86,12 @@ class _Builder:
 
     def build(self, event: Any, depth: int = 0) -> Any:
         self.size += 1
-        if isinstance(event, yaml.AliasEvent):
-            return self._alias(event)
         before = self.size
+        value: Any
         if isinstance(event, yaml.ScalarEvent):
             value = _scalar(event)
+        elif isinstance(event, yaml.AliasEvent):
+            return self._alias(event)
         elif depth >= DEPTH_MAX:
             raise Malformed(f"nested more than {DEPTH_MAX} levels deep", event.start_mark.line + 1)
         elif isinstance(event, yaml.MappingStartEvent):
