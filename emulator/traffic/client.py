@@ -174,7 +174,8 @@ class TrafficEngine:
             data = wire.frame(make(number))
             try:
                 with self._sending:
-                    self._control.sendall(data)
+                    # No SIGPIPE: whoever embeds us may not ignore it.
+                    self._control.sendall(data, socket.MSG_NOSIGNAL)
             except OSError:
                 pending.done.wait(1.0)  # the reader learns of it too, and knows why
             if not pending.done.wait(timeout):

@@ -77,7 +77,7 @@ def engine(net: None) -> Iterator[TrafficEngine]:
 
 def probe(protocol: Protocol, target: str, **options: Any) -> Probe:
     port = {"tcp": 80, "udp": 53, "icmp": 0}[protocol]
-    return replace(Probe("p", A, target, protocol, port, timeout=0.4), **options)
+    return replace(Probe("p", A, target, protocol, port, timeout=2.0), **options)
 
 
 def send(engine: TrafficEngine, protocol: Protocol, target: str, **options: Any) -> ProbeResult:
@@ -89,7 +89,7 @@ def send(engine: TrafficEngine, protocol: Protocol, target: str, **options: Any)
 def test_reached_server_tells_its_name_and_whom_it_saw(engine: TrafficEngine, family: int, protocol: Protocol) -> None:
     result = send(engine, protocol, SERVER[family], count=3)
     assert (result.verdict, result.sent, result.received, result.detail) == ("delivered", 3, 3, "")
-    assert all(0 < time < 400_000 for time in result.times)
+    assert all(0 < time < 2_000_000 for time in result.times)
     assert result.local_address == CLIENT[family]
     if protocol != "icmp":
         seen = f"[{CLIENT[6]}]" if family == 6 else CLIENT[4]
@@ -121,16 +121,16 @@ def test_packets_that_a_rule_drops_are_silence_until_the_timeout(
     began = time.monotonic()
     result = send(engine, protocol, SERVER[family], timeout=0.3)
     assert (result.verdict, result.sent, result.received, result.times) == ("dropped", 1, 0, ())
-    assert 0.3 <= time.monotonic() - began < 0.8
+    assert 0.3 <= time.monotonic() - began < 2.0
 
 
 @protocols
 def test_after_one_silence_the_rest_goes_out_at_once(engine: TrafficEngine, protocol: Protocol) -> None:
     nft("r", "table inet t { chain c { type filter hook forward priority 0; drop; }; }")
     began = time.monotonic()
-    result = send(engine, protocol, SERVER[4], timeout=0.2, count=10)
+    result = send(engine, protocol, SERVER[4], timeout=0.4, count=10)
     assert (result.verdict, result.sent, result.received) == ("dropped", 10, 0)
-    assert time.monotonic() - began < 0.8
+    assert time.monotonic() - began < 2.0  # and not ten timeouts
 
 
 @ported
@@ -250,7 +250,7 @@ def test_established_connection_outlives_icmp_errors_as_tcp_says(engine: Traffic
 
 def test_tcp_payload_into_a_black_hole_says_how_much_came_back(engine: TrafficEngine) -> None:
     nft("r", "table ip t { chain c { type filter hook forward priority 0; ip length > 1000 drop; }; }")
-    result = send(engine, "tcp", SERVER[4], size=100_000)
+    result = send(engine, "tcp", SERVER[4], size=100_000, timeout=0.5)
     assert (result.verdict, result.detail) == ("dropped", "connected, 0 of 100000 bytes came back")
 
 
@@ -277,14 +277,14 @@ def test_324_probes_at_once_are_all_answered(engine: TrafficEngine, protocol: Pr
     assert [result.id for result in results] == [str(number) for number in range(324)]
     assert all(result.reached for result in results)
     assert len({result.local_port for result in results}) == 324
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 3.0
 
 
 def test_mixed_verdicts_do_not_disturb_each_other(engine: TrafficEngine) -> None:
     nft("r", "table ip t { chain c { type filter hook forward priority 0; tcp dport 82 drop; }; }")
     kinds = [("tcp", 80, "delivered"), ("tcp", 81, "refused"), ("tcp", 82, "dropped"), ("udp", 54, "refused")]
     wanted = [kinds[number % 4] for number in range(200)]
-    results = engine.probe([probe(kind, SERVER[4], port=port) for kind, port, _ in wanted])  # type: ignore[arg-type]
+    results = engine.probe([probe(kind, SERVER[4], port=port, timeout=1.0) for kind, port, _ in wanted])  # type: ignore[arg-type]
     assert [result.verdict for result in results] == [verdict for _, _, verdict in wanted]
 
 
@@ -301,7 +301,7 @@ def test_new_flows_leave_from_ports_of_their_own(engine: TrafficEngine) -> None:
 def test_interval_paces_the_packets(engine: TrafficEngine) -> None:
     began = time.monotonic()
     assert send(engine, "icmp", SERVER[4], count=4, interval=0.1).received == 4
-    assert 0.3 <= time.monotonic() - began < 0.6
+    assert 0.3 <= time.monotonic() - began < 1.5
 
 
 def test_pod_reaches_itself(engine: TrafficEngine) -> None:
@@ -330,7 +330,7 @@ def test_server_that_is_no_http_server_counts_as_answer(engine: TrafficEngine) -
 def test_server_that_accepts_and_keeps_silent_is_told_from_a_drop(engine: TrafficEngine) -> None:
     with inside(B):
         listener = socket.create_server(("0.0.0.0", 22))
-    result = send(engine, "tcp", SERVER[4], port=22)
+    result = send(engine, "tcp", SERVER[4], port=22, timeout=0.5)
     listener.close()
     assert (result.verdict, result.detail, len(result.connect_times)) == ("dropped", "connected, then no answer", 1)
 
@@ -421,8 +421,8 @@ def test_thousand_pods_with_two_ports_are_served(engine: TrafficEngine) -> None:
     ]
     began = time.monotonic()
     engine.serve(servers)
-    assert time.monotonic() - began < 1.5
-    results = engine.probe([probe("tcp", SERVER[4], port=10_000 + number, timeout=5.0) for number in range(1000)])
+    assert time.monotonic() - began < 3.0  # 0.25 s on two idle cores
+    results = engine.probe([probe("tcp", SERVER[4], port=10_000 + number, timeout=10.0) for number in range(1000)])
     assert [result.answered_by for result in results] == [f"b{number}" for number in range(1000)]
 
 
