@@ -18,10 +18,12 @@ from mininet.node import Node
 from mininet.topo import Topo
 
 # "mn --custom" runs this file by itself: the package of the checkout that it is in may not be installed
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+CHECKOUT = Path(__file__).resolve().parent.parent
+if (CHECKOUT / "setup.cfg").is_file():
+    sys.path.insert(0, str(CHECKOUT))
 
-from emulator.cluster.model import Interface, LinkQuality, Machine
-from emulator.cluster.topology import load_topology, topology_names
+from emulator.cluster.model import Interface, LinkQuality, Machine  # noqa: E402
+from emulator.cluster.topology import load_topology, topology_names  # noqa: E402
 
 
 class Routed(Node):  # type: ignore[misc]

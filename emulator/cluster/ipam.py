@@ -254,8 +254,8 @@ class Blocks:
             reason = f"its {held} blocks of {size} addresses in {pool} are full and it may not borrow (strict affinity)"
         elif held >= self._blocks_per_node:
             reason = (
-                f"its {held} blocks of {size} addresses in {pool}, the most that a node may hold, are full, and no other"
-                " node has an address to lend"
+                f"its {held} blocks of {size} addresses in {pool}, the most that a node may hold, are full, and no"
+                " other node has an address to lend"
             )
         else:
             reason = f"all {len(blocks)} blocks of {size} addresses in {pool} are full"

@@ -10,7 +10,7 @@ import hashlib
 import uuid
 from typing import Any
 
-from emulator.cluster.model import Container, Node, Pod
+from emulator.cluster.model import PODS_PER_NODE_MAX, Container, Node, Pod
 from emulator.cluster.workloads import TOPOLOGY_OWNER
 
 Object = dict[str, Any]
@@ -18,7 +18,6 @@ Object = dict[str, Any]
 _API_VERSIONS = {"ReplicaSet": "apps/v1", "StatefulSet": "apps/v1", "DaemonSet": "apps/v1"}
 # Objects that were not checked against the API's rules need not name one; nothing is ever pulled
 UNNAMED_IMAGE = "scratch"
-PODS_MAX = 110  # kubelet's default maxPods
 
 
 def object_uid(kind: str, namespace: str, name: str) -> str:
@@ -117,8 +116,8 @@ def node_object(node: Node) -> Object:
         "spec": spec,
         "status": {
             "addresses": [*addresses, {"type": "Hostname", "address": node.name}],
-            "capacity": {"pods": str(PODS_MAX)},
-            "allocatable": {"pods": str(PODS_MAX)},
+            "capacity": {"pods": str(PODS_PER_NODE_MAX)},
+            "allocatable": {"pods": str(PODS_PER_NODE_MAX)},
             "conditions": [
                 {"type": "NetworkUnavailable", "status": "False", "reason": "NetworkIsReady"},
                 {"type": "Ready", "status": "True", "reason": "KubeletReady"},

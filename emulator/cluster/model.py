@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import msgspec
 
+PODS_PER_NODE_MAX = 110  # kubelet's default maxPods; a bridge with more ports also floods quadratically
+
 
 class LinkQuality(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a link does to packets, in each direction. Zero means untouched.

@@ -11,11 +11,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
-from emulator.cluster.model import Node, Pod
+from emulator.cluster.model import PODS_PER_NODE_MAX, Node, Pod
 from emulator.cluster.podspec import PodSpec
 from emulator.errors import ManifestError, Problem
-
-PODS_MAX = 110  # kubelet's default maxPods
 
 HostPort = tuple[int, str]
 
@@ -64,7 +62,7 @@ class Scheduler:
     def _unfit(self, candidate: str, spec: PodSpec, ports: set[HostPort], *, chosen: bool) -> str:
         if not chosen and not matches_node(spec, self._nodes[candidate]):
             return "node(s) didn't match Pod's node affinity/selector"
-        if self._load[candidate] >= PODS_MAX:
+        if self._load[candidate] >= PODS_PER_NODE_MAX:
             return "Too many pods"
         if ports and ports & self._host_ports[candidate]:
             return "node(s) didn't have free ports for the requested pod ports"

@@ -13,6 +13,7 @@ from emulator.cluster.model import Topology
 from emulator.cluster.shipped import shipped_file, shipped_names
 from emulator.cluster.topology_file import SIZE_MAX, Faults, read_topology_file
 from emulator.cluster.topology_resolve import resolve
+from emulator.cluster.topology_rules import check
 from emulator.errors import NotFound, TopologyError
 
 __all__ = ["load_topology", "parse_topology", "topology_names"]
@@ -29,13 +30,12 @@ def load_topology(source: str | Path) -> Topology:
     Raises TopologyError with every fault of the file, NotFound if there is neither.
     """
     path = Path(source)
-    if isinstance(source, str) and "/" not in source and path.suffix not in (".yaml", ".yml"):
-        shipped = shipped_file("topologies", source)
-        if shipped is None:
-            names = topology_names()
-            hint = f"shipped topologies: {', '.join(names)}; or give the path of a .yaml file"
-            raise NotFound(f'there is no topology "{source[:200]}"{near(source, names)}', hint=hint)
+    if isinstance(source, str) and (shipped := shipped_file("topologies", source)) is not None:
         path = shipped
+    elif isinstance(source, str) and "/" not in source and not path.suffix and not _is_file(path):
+        names = topology_names()
+        hint = f"shipped topologies: {', '.join(names)}; or give the path of a .yaml file"
+        raise NotFound(f'there is no topology "{source[:200]}"{near(source, names)}', hint=hint)
     try:
         with path.open("rb") as file:
             data = file.read(SIZE_MAX + 1)
@@ -56,10 +56,19 @@ def parse_topology(text: str, source: str) -> Topology:
     """The topology in ``text``; ``source`` names it in messages. Raises TopologyError with every fault."""
     faults = Faults(source)
     file = read_topology_file(text, source, _default_name(source), faults)
-    topology = resolve(file, faults) if file is not None else None
+    if file is not None:
+        check(file, faults)
+    topology = resolve(file, faults) if file is not None and not faults.problems else None
     if topology is None:
         raise TopologyError(faults.problems)
     return topology
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except ValueError:  # a NUL in the name
+        return False
 
 
 def _default_name(source: str) -> str:

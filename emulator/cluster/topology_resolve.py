@@ -1,72 +1,27 @@
 """From the entries of a topology file to machines with devices, addresses and routes.
 
-A *segment* is what shares a broadcast domain: switches that are cabled together, or a cable between two
-machines. Addresses are chosen per segment: explicit ones first, then routers from .1, nodes from .11,
-hosts from .101. IPv6 host parts show the same decimal digits (``::11`` is the eleventh node's sibling of
-``.11``, though its digits are hexadecimal to the kernel).
+Cables decide the segments and the devices; :mod:`emulator.cluster.topology_segments` then gives every
+machine its addresses, :mod:`emulator.cluster.topology_routes` its routes.
 """
 
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from emulator.cluster import validation
 from emulator.cluster.decode import near
 from emulator.cluster.model import Interface, LinkQuality, Machine, StaticRoute, Switch, SwitchPort, Topology
-from emulator.cluster.topology_file import (
-    DEVICE_MAX,
-    MTU_MIN_IPV6,
-    PORTS_MAX,
-    RESERVED_DEVICES,
-    ZONE_LABEL,
-    Faults,
-    HostEntry,
-    LinkEntry,
-    NodeEntry,
-    RouterEntry,
-    TopologyFile,
-    overlap,
-)
+from emulator.cluster.topology_file import Faults, HostEntry, LinkEntry, NodeEntry, RouterEntry, TopologyFile
 from emulator.cluster.topology_routes import Leg, machine_routes
-from emulator.cluster.validation import IPAddress, Network
+from emulator.cluster.topology_rules import DEVICE_MAX, MTU_MIN_IPV6, PORTS_MAX, RESERVED_DEVICES, ZONE_LABEL
+from emulator.cluster.topology_segments import End, Segment, assign_addresses, check_ranges
 
-# Where each kind's host numbers start in a segment
-FIRST_HOST_NUMBER = {"router": 1, "node": 11, "host": 101}
 DEFAULT_MTU = 1500  # bytes: Ethernet
 
 MachineEntry = NodeEntry | RouterEntry | HostEntry
-
-
-@dataclass
-class _Segment:
-    """A broadcast domain. ``taken`` maps each address in it to the machine that has it."""
-
-    name: str
-    cidrs: list[Network]
-    taken: dict[IPAddress, str] = field(default_factory=dict)
-    ends: list[_End] = field(default_factory=list)
-
-
-@dataclass
-class _End:
-    """A machine's end of a cable. ``device`` and ``addresses`` are filled in as they are decided."""
-
-    machine: str
-    kind: str
-    peer: str
-    mtu: int
-    quality: LinkQuality
-    segment: _Segment
-    wanted: list[str]
-    subject: str
-    path: str
-    device: str = ""
-    peer_device: str = ""
-    addresses: list[tuple[IPAddress, Network]] = field(default_factory=list)
 
 
 @dataclass
@@ -103,8 +58,8 @@ class _Resolver:
         for kind, entries in (("node", file.nodes), ("router", file.routers), ("host", file.hosts)):
             self.entries |= {entry.name: (kind, entry) for entry in entries}
         self.switches = {switch.name: switch for switch in file.switches}
-        self.segments: list[_Segment] = []
-        self.ends: dict[str, list[_End]] = {name: [] for name in self.entries}
+        self.segments: list[Segment] = []
+        self.ends: dict[str, list[End]] = {name: [] for name in self.entries}
         self.ports: dict[str, list[_Port]] = {name: [] for name in self.switches}
         self.devices: set[str] = {*self.switches, *RESERVED_DEVICES}
 
@@ -116,11 +71,11 @@ class _Resolver:
         for cable in cables:
             self._lay(cable, segment_of)
         self._check_machines_and_ports()
-        self._check_ranges()
+        check_ranges(self.file.pod_cidrs, self.file.service_cidrs, self.segments, self.faults)
         if self.faults.problems:
             return None
         for segment in self.segments:
-            self._assign_addresses(segment)
+            assign_addresses(segment, self.faults)
         if self.faults.problems:
             return None
         machines = self._machines()
@@ -164,7 +119,7 @@ class _Resolver:
             self.faults.add(cable.subject, f"{cable.path}.addresses", "a switch has no addresses")
         return len(self.faults.problems) == before
 
-    def _switch_segments(self, cables: list[_Cable]) -> dict[str, _Segment]:
+    def _switch_segments(self, cables: list[_Cable]) -> dict[str, Segment]:
         """The segment of each switch; a ring of switches would flood for ever and is refused."""
         group = {name: name for name in self.switches}
 
@@ -180,9 +135,9 @@ class _Resolver:
                     self.faults.add(cable.subject, cable.path, "closes a loop of switches, which run no spanning tree")
                 else:
                     group[root(other)] = root(one)
-        segments: dict[str, _Segment] = {}
+        segments: dict[str, Segment] = {}
         for name, switch in self.switches.items():
-            segment = segments.setdefault(root(name), _Segment(f"switch {root(name)}", []))
+            segment = segments.setdefault(root(name), Segment(f"switch {root(name)}", []))
             for text in switch.cidrs:
                 cidr = validation.parse_cidr(text)
                 if cidr not in segment.cidrs:
@@ -190,12 +145,12 @@ class _Resolver:
         self.segments += segments.values()
         return {name: segments[root(name)] for name in self.switches}
 
-    def _lay(self, cable: _Cable, segment_of: dict[str, _Segment]) -> None:
+    def _lay(self, cable: _Cable, segment_of: dict[str, Segment]) -> None:
         link = cable.link
         switch_mtus = [self.switches[name].mtu for name in (link.from_, link.to) if name in self.switches]
         mtu = min([*([link.mtu] if link.mtu is not None else []), *switch_mtus], default=DEFAULT_MTU)
         if not switch_mtus:
-            segment = _Segment(cable.subject, [validation.parse_cidr(text) for text in link.cidrs])
+            segment = Segment(cable.subject, [validation.parse_cidr(text) for text in link.cidrs])
             self.segments.append(segment)
             one = self._end(cable, link.from_, link.to, mtu, segment, link.addresses, "addresses")
             other = self._end(cable, link.to, link.from_, mtu, segment, link.peer_addresses, "peerAddresses")
@@ -216,10 +171,10 @@ class _Resolver:
             self.faults.add(cable.subject, f"{cable.path}.mtu", reason)
 
     def _end(
-        self, cable: _Cable, machine: str, peer: str, mtu: int, segment: _Segment, wanted: list[str], field_: str
-    ) -> _End:
+        self, cable: _Cable, machine: str, peer: str, mtu: int, segment: Segment, wanted: list[str], field_: str
+    ) -> End:
         path = cable.path.removesuffix(".switch") + f".{field_}"
-        end = _End(
+        end = End(
             machine, self.entries[machine][0], peer, mtu, cable.link.quality, segment, wanted, cable.subject, path
         )
         end.device = f"eth{len(self.ends[machine])}"
@@ -257,64 +212,6 @@ class _Resolver:
                     else f"{segment.ends[0].path.rpartition('.')[0]}.cidrs"
                 )
                 self.faults.add(segment.name, path, validation.required("the machines on it need addresses"))
-
-    def _check_ranges(self) -> None:
-        """No two of pod, service and segment CIDRs overlap; service families are pod families."""
-        pods = [validation.parse_cidr(text) for text in self.file.pod_cidrs]
-        services = [validation.parse_cidr(text) for text in self.file.service_cidrs]
-        ranges = [("podCIDRs", cidr) for cidr in pods] + [("serviceCIDRs", cidr) for cidr in services]
-        ranges += [(segment.name, cidr) for segment in self.segments for cidr in segment.cidrs]
-        for index, (name, cidr) in enumerate(ranges):
-            for other_name, other in ranges[:index]:
-                if overlap(cidr, other):
-                    self.faults.add("", name, validation.invalid(str(cidr), f"overlaps {other} of {other_name}"))
-        for cidr in services:
-            if cidr.version not in {pod.version for pod in pods}:
-                self.faults.add(
-                    "",
-                    "serviceCIDRs",
-                    validation.invalid(str(cidr), f"there is no IPv{cidr.version} range in podCIDRs"),
-                )
-
-    def _assign_addresses(self, segment: _Segment) -> None:
-        for end in segment.ends:
-            for index, text in enumerate(end.wanted):
-                self._take_explicit(segment, end, text, f"{end.path}[{index}]")
-        for kind in FIRST_HOST_NUMBER:
-            for cidr in segment.cidrs:
-                number = FIRST_HOST_NUMBER[kind] if cidr.num_addresses > 2 else 0
-                for end in segment.ends:
-                    if end.kind != kind or any(network == cidr for _, network in end.addresses):
-                        continue
-                    address, number = _next_free(cidr, number, segment.taken)
-                    if address is None:
-                        self.faults.add(
-                            segment.name, "cidrs", f"{cidr} has no free address left for {kind} {end.machine}"
-                        )
-                        return
-                    segment.taken[address] = end.machine
-                    end.addresses.append((address, cidr))
-        for end in segment.ends:
-            end.addresses.sort(key=lambda pair: segment.cidrs.index(pair[1]))
-
-    def _take_explicit(self, segment: _Segment, end: _End, text: str, path: str) -> None:
-        base, _, length = text.partition("/")
-        address = ipaddress.ip_address(base)
-        cidr = next((cidr for cidr in segment.cidrs if address in cidr), None)
-        if cidr is None:
-            cidrs = ", ".join(map(str, segment.cidrs))
-            reason = f"is outside the segment ({cidrs})"
-        elif length and int(length) != cidr.prefixlen:
-            reason = f"the segment is {cidr}: leave the prefix length out"
-        elif not _usable(address, cidr):
-            reason = f"is the network or broadcast address of {cidr}"
-        elif address in segment.taken:
-            reason = f"{segment.taken[address]} has this address"
-        else:
-            segment.taken[address] = end.machine
-            end.addresses.append((address, cidr))
-            return
-        self.faults.add(end.subject, path, validation.invalid(text, reason))
 
     def _machines(self) -> list[Machine]:
         """All machines in the order nodes, routers, hosts, each in the file's order."""
@@ -386,31 +283,6 @@ class _Resolver:
 
 def _canonical(cidrs: list[str]) -> Iterator[str]:
     return (str(validation.parse_cidr(text)) for text in cidrs)
-
-
-def _usable(address: IPAddress, cidr: Network) -> bool:
-    """Neither network nor broadcast address; in IPv6 not the subnet-router anycast address (RFC 4291, 2.6.1)."""
-    if cidr.max_prefixlen - cidr.prefixlen <= 1:
-        return True
-    return address != cidr.network_address and (cidr.version == 6 or address != cidr.broadcast_address)
-
-
-def _next_free(cidr: Network, number: int, taken: dict[IPAddress, str]) -> tuple[IPAddress | None, int]:
-    """The first free address from host ``number`` on, or from the start of a small or crowded segment."""
-    size = cidr.num_addresses
-    base = int(cidr.network_address)
-    make = type(cidr.network_address)
-    while (offset := number if cidr.version == 4 else int(str(number), 16)) < size:
-        address = make(base + offset)
-        number += 1
-        if _usable(address, cidr) and address not in taken:
-            return address, number
-    # len(taken) + 3 candidates always hold a free one, if there is any: all taken ones, network and broadcast
-    for offset in range(min(size, len(taken) + 3)):
-        address = make(base + offset)
-        if _usable(address, cidr) and address not in taken:
-            return address, number
-    return None, number
 
 
 def _mac(machine: str, device: str, macs: set[str]) -> str:

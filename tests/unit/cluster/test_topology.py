@@ -254,7 +254,7 @@ def test_a_fault_is_told_with_its_place_and_reason(old: str, new: str, expected:
     [
         ("podCIDRs: [10.244.0.0/16, 10.245.0.0/16]", "podCIDRs[1]: there is an IPv4 range already"),
         ('podCIDRs: [10.244.0.0/16, "fd00::/56"]', "node n1: has no IPv6 address, but podCIDRs has fd00::/56"),
-        ("podCIDRs: [10.96.0.0/16]", "serviceCIDRs: Invalid value: \"10.96.0.0/12\": overlaps 10.96.0.0/16 of podCIDRs"),
+        ("podCIDRs: [10.96.0.0/16]", 'podCIDRs: Invalid value: "10.96.0.0/16": overlaps 10.96.0.0/12 of serviceCIDRs'),
         ('serviceCIDRs: ["fd00:10:96::/112"]', "there is no IPv6 range in podCIDRs"),
         ("podCIDR: [10.244.0.0/16]", 'unknown field "podCIDR", did you mean "podCIDRs"?'),
         ("links: [{from: n1, to: s9}]", 'links[0].to: Invalid value: "s9": there is no switch, node, router or host'),
@@ -279,6 +279,11 @@ def test_a_fault_is_told_with_its_place_and_reason(old: str, new: str, expected:
 )  # fmt: skip
 def test_a_faulty_addition_is_told_with_its_place_and_reason(addition: str, expected: str) -> None:
     assert any(expected in line for line in refusals(MINIMAL + addition))
+
+
+def test_a_crafted_file_of_many_ranges_is_refused_before_it_costs_time() -> None:
+    cidrs = ", ".join(f"10.{a}.{b}.0/24" for a in range(100, 200) for b in range(250))
+    assert "switches[0].cidrs: must have at most 8 items" in refusal(MINIMAL.replace("192.168.50.0/24", cidrs))
 
 
 def test_a_ring_of_switches_is_refused() -> None:
