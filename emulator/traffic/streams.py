@@ -13,11 +13,11 @@ from collections.abc import Callable
 
 from emulator.kernel.syscalls import inside
 from emulator.traffic.errqueue import NetworkError
+from emulator.traffic.exchange import TcpExchange
 from emulator.traffic.flows import DatagramFlow, TcpConnection, error_of
 from emulator.traffic.freshports import FreshPorts
 from emulator.traffic.loop import ERROR, READ, Loop, Timer
 from emulator.traffic.model import LossWindow, Probe, StreamReport
-from emulator.traffic.probes import TcpExchange
 
 FASTEST = 10_000.0  # requests a second; more than one thread can answer anyway
 MOST_REQUESTS = 1_000_000  # of one stream: as many as the nonce of a UDP probe can number
