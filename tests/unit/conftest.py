@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -125,3 +126,14 @@ def pod(name: str, node: str = "n1", namespace: str = "default") -> dict[str, An
 def manifest() -> Callable[..., dict[str, Any]]:
     """``manifest("web", node="n1")``: a pod's manifest."""
     return pod
+
+
+@pytest.fixture(autouse=True)
+def _scapy_asks_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ``Ether()`` without addresses would have scapy ask by ARP, on the machine's own network."""
+    if "scapy.layers.l2" in sys.modules:
+
+        def refuse(*_args: object) -> None:
+            raise AssertionError("give Ether() its addresses: scapy would ask the machine's network for them")
+
+        monkeypatch.setattr(sys.modules["scapy.layers.l2"].conf.neighbor, "resolve", refuse)

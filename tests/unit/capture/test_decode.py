@@ -61,7 +61,7 @@ SUMMARIES: list[tuple[Layer, str]] = [
     (ETHER / ARP(op=1, psrc="10.0.0.1", pdst="10.0.0.2"), "ARP who has 10.0.0.2? tell 10.0.0.1"),
     (ETHER / ARP(op=2, hwsrc=A, psrc="10.0.0.1", pdst="10.0.0.2"), f"ARP 10.0.0.1 is at {A}"),
     (ETHER / IP(proto=132) / b"1234", "IP protocol 132"),
-    (Ether(type=0x88CC) / b"lldp", "EtherType 0x88cc"),
+    (Ether(src=A, dst=B, type=0x88CC) / b"lldp", "EtherType 0x88cc"),
 ]
 
 
@@ -110,7 +110,7 @@ def test_vxlan_gives_the_inner_packet_and_the_outer_headers_as_its_tunnel(port: 
 
 def test_vxlan_over_ipv6_adds_seventy_bytes() -> None:
     inner = ETHER / V4 / UDP()
-    tunnel = parse(Ether() / V6 / UDP(dport=8472) / VXLAN(vni=1, flags=8) / inner).tunnel
+    tunnel = parse(ETHER / V6 / UDP(dport=8472) / VXLAN(vni=1, flags=8) / inner).tunnel
     assert tunnel is not None
     assert tunnel.overhead == 70
 

@@ -59,7 +59,8 @@ def flannel_path() -> tuple[Journey, Pod, Pod]:
     vteps = {item.ns: item for item in planned(style)[1] if isinstance(item, Vxlan)}
     one, two = vteps["node/n1"], vteps["node/n2"]
     inner = datagram(source, target, 63, one.mac, two.mac)
-    outer = Ether() / IP(src=one.local, dst=two.local) / UDP(sport=40000, dport=8472) / VXLAN(vni=1, flags=8) / inner
+    ether = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
+    outer = ether / IP(src=one.local, dst=two.local) / UDP(sport=40000, dport=8472) / VXLAN(vni=1, flags=8) / inner
     events = [
         event(0, a.ns, "eth0", "out", datagram(source, target, 64)),
         event(1, "node/n1", host_end(style, a), "in", datagram(source, target, 64), True),
@@ -124,7 +125,7 @@ def test_a_packet_that_does_not_arrive_was_last_seen_somewhere() -> None:
 def test_copies_that_a_switch_flooded_are_left_out() -> None:
     _journey, _, _ = flannel_path()
     style = "flannel:vxlan"
-    outer = Ether() / IP(id=9) / UDP(sport=1, dport=2) / b"x"
+    outer = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02") / IP(id=9) / UDP(sport=1, dport=2) / b"x"
     events = [
         event(0, "node/n1", "eth0", "out", outer),
         event(1, "underlay", "s1-n1", "in", outer, True),
@@ -221,7 +222,8 @@ def test_fragmentation_needed_names_the_device_whose_mtu_it_was() -> None:
     style = "flannel:vxlan"
     a, b = pod(style, "n1"), pod(style, "n2")
     quoted = IP(src=a.addresses[0], dst=b.addresses[0], id=9) / UDP()
-    error = Ether() / IP(src="10.244.1.1", dst=a.addresses[0]) / ICMP(type=3, code=4, nexthopmtu=1450) / quoted
+    ether = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
+    error = ether / IP(src="10.244.1.1", dst=a.addresses[0]) / ICMP(type=3, code=4, nexthopmtu=1450) / quoted
     (journey,) = explain(follow([event(0, "node/n1", "cni0", "out", error)]).journeys, planned(style)[1])
     reason = journey.hops[0].reasons[0]
     assert reason.subject.startswith("vxlan flannel.1")
