@@ -1,8 +1,8 @@
 """One TCP connection of a probe: from the SYN to the answer, or to what went wrong.
 
-Two requests are pipelined, ``/hostname`` and ``/clientip``, so that one round trip tells who answered and whose address it
-saw; with a size, a third one whose body comes back. Anything that a server says counts as an answer, whether it speaks
-HTTP or not.
+Two requests are pipelined, ``/hostname`` and ``/clientip``, so that one round trip tells who answered and whose address
+it saw; with a size, a third one whose body comes back. Anything that a server says counts as an answer, whether it
+speaks HTTP or not.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from emulator.traffic.flows import TcpConnection
 from emulator.traffic.loop import ERROR, READ, WRITE, Loop, Timer
 from emulator.traffic.model import Probe
 
-_BLOCK = (
+# The bytes of a sized probe; a prime period, so that a shifted piece never looks right.
+_BLOCK = bytes(range(251)) * 261
 
 
 class TcpExchange:

@@ -18,8 +18,6 @@ from emulator.traffic.loop import ERROR, READ, Loop, Timer
 from emulator.traffic.model import Probe, ProbeResult, Verdict
 
 AT_ONCE = 32  # probes started before those under way are looked after: more would wait on each other's system calls
-    bytes(range(251)) * 261
-)  # bytes of a sized TCP probe; a prime period, so that a shifted piece never looks right
 _SILENCE = NetworkError("dropped", "no answer")
 
 
