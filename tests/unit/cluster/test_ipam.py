@@ -144,6 +144,21 @@ def test_nothing_is_taken_when_one_family_is_full(kind: type[HostLocal] | type[B
 
 
 @pytest.mark.parametrize("kind", [HostLocal, Blocks])
+def test_what_happens_to_a_copy_does_not_reach_the_original(kind: type[HostLocal] | type[Blocks]) -> None:
+    ipam = with_nodes(kind(["10.244.0.0/16"]))
+    (first,) = ipam.allocate("n1", "default/a")
+    twin = ipam.copy()
+    (second,) = twin.allocate("n1", "default/b")
+    twin.release("default/a")
+    twin.add_node("n4")
+    assert ipam.allocate("n1", "default/c") == (second,)
+    assert ipam.allocate("n1", "default/a") == (first,)
+    assert twin.ranges("n4")
+    with pytest.raises(KeyError):
+        ipam.allocate("n4", "default/d")
+
+
+@pytest.mark.parametrize("kind", [HostLocal, Blocks])
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 30), st.sampled_from(["n1", "n2", "n3"])), max_size=60))
 def test_no_address_belongs_to_two_owners_and_a_copy_is_independent(
     kind: type[HostLocal] | type[Blocks], steps: list[tuple[bool, int, str]]

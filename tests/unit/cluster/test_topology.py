@@ -1,7 +1,5 @@
 """Topologies: what is filled in, and what is refused."""
 
-# ruff: noqa: E501 (tables of messages, one case per line)
-
 from __future__ import annotations
 
 from pathlib import Path
@@ -97,6 +95,20 @@ def test_racks_are_routed_by_the_spine() -> None:
     }
     assert routes(topology, "spine") == {"192.168.51.0/24": "172.16.0.1", "192.168.52.0/24": "172.16.0.3"}
     assert machine(topology, "n3").labels["topology.kubernetes.io/zone"] == "rack-2"
+
+
+def test_two_routers_alone_do_not_send_what_they_do_not_know_in_circles() -> None:
+    topology = parse_topology(
+        """
+switches: [{name: s1, cidrs: [192.168.50.0/24]}, {name: s2, cidrs: [203.0.113.0/24]}]
+nodes: [{name: n1, switch: s1}]
+routers: [{name: tor, switch: s1}, {name: edge, switch: s2}]
+links: [{from: tor, to: edge, cidrs: [172.16.0.0/31]}]
+""",
+        "t.yaml",
+    )
+    assert routes(topology, "tor") == {"203.0.113.0/24": "172.16.0.1"}
+    assert routes(topology, "edge") == {"192.168.50.0/24": "172.16.0.0"}
 
 
 def test_dual_stack_machines_have_the_same_host_numbers_in_both_families() -> None:
