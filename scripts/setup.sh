@@ -128,7 +128,13 @@ install_packages() {
     mapfile -t names < <(printf '%s\n' "${names[@]}" | sort -u)
     say "installing ${names[*]}"
     block_daemons
-    "${apt[@]}" install --yes --no-install-recommends "${names[@]}" || die "apt-get could not install: ${names[*]}"
+    local log
+    log=$(mktemp)
+    if ! "${apt[@]}" install --yes --no-install-recommends "${names[@]}" >"$log"; then
+        tail -n 20 -- "$log" >&2
+        die "apt-get could not install: ${names[*]}"
+    fi
+    rm -f -- "$log"
     allow_daemons
     for daemon in "${daemons[@]}"; do disable "$daemon"; done
 }
@@ -163,6 +169,7 @@ link_command() {
 }
 
 check_machine "$@"
+[ -n "$packages_only" ] || with_python=yes
 install_packages
 [ -z "$packages_only" ] || exit 0
 [ -z "$vm" ] || prepare_machine

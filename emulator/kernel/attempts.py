@@ -100,15 +100,19 @@ def link_change(kind: str, *options: tuple[int, bytes]) -> Trial:
 
 
 def qdisc(kind: str) -> Trial:
-    """A queueing discipline can be set on lo. ENOENT is an unknown kind, EINVAL asks for attributes."""
+    """A queueing discipline can be set on lo. ENOENT is an unknown kind, EINVAL asks for attributes.
+
+    Each under a handle of its own: asked to change an existing one to another kind, the kernel says EINVAL without
+    looking whether it knows that kind.
+    """
 
     def run(bench: Bench) -> None:
-        handle, parent = (
-            (0xFFFF0000, 0xFFFFFFF1) if kind == "clsact" else (0x10000, 0xFFFFFFFF)
-        )  # TC_H_CLSACT, TC_H_ROOT
-        body = struct.pack("=BxxxiIII", 0, LOOPBACK, handle, parent, 0) + _attribute(
-            1, kind.encode() + b"\0"
-        )  # TCA_KIND
+        bench.handles += 1
+        handle, parent = bench.handles << 16, 0xFFFFFFFF  # TC_H_ROOT
+        if kind == "clsact":
+            handle, parent = 0xFFFF0000, 0xFFFFFFF1  # TC_H_CLSACT
+        head = struct.pack("=BxxxiIII", 0, LOOPBACK, handle, parent, 0)
+        body = head + _attribute(1, kind.encode() + b"\0")  # TCA_KIND
         _refused(_ask(bench.route, 36, body, NLM_F_CREATE | NLM_F_REPLACE), errno.ENOENT)  # RTM_NEWQDISC
 
     return run

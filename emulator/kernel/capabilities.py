@@ -179,7 +179,8 @@ def _answer(feature: KernelFeature, state: State, detail: str, modules: Modules)
         hints.append("use sudo")
     elif state == "no" and "is not installed" in detail:
         hints.append(distribution.current().install_hint(_package_of(detail.split(" ", 1)[0])))
-    elif state == "no" and feature.option.startswith("CONFIG_"):
+    elif state == "no" and feature.option.startswith("CONFIG_") and (feature.modules or not modules.supported):
+        # What is never a module is in no package either, but in another kernel.
         hints.append(distribution.current().kernel_hint(os.uname().release, modules.supported))
     if state == "no" and feature.without:
         hints.append(f"otherwise {feature.without}")

@@ -178,9 +178,8 @@ def render(report: Report) -> RenderableType:
     )
     parts: list[RenderableType] = [head, verdict, _styles(report), _programs(report), _features(report)]
     if any(feature["state"] in ("loadable", "unknown") for feature in report["features"]) and not report["tried"]:
-        parts.append(
-            Text("No module was loaded to find this out; `sudo cnilab doctor --try` tries them all.", style="dim")
-        )
+        said = "No kernel module was loaded to find this out; `sudo cnilab doctor --try` tries all features."
+        parts.append(Text(f"\n{said}", style="dim"))
     return Group(*parts)
 
 
@@ -223,7 +222,10 @@ def _features(report: Report) -> Group:
         Text(f"\nKernel features: {len(works)} of {len(rows)} work", style="bold"),
         Text("✓ ", style="green").append(", ".join(works), style="default"),
     ]
-    others = [row for row in rows if row["state"] != "yes"]
+    waiting = [row["name"] for row in rows if row["state"] == "loadable"]
+    if waiting:
+        parts.append(Text("✓ ", style="cyan").append(f"on first use: {', '.join(waiting)}", style="default"))
+    others = [row for row in rows if row["state"] not in ("yes", "loadable")]
     hints = [row["hint"].split("; ")[0] for row in others if row["state"] == "no" and row["hint"]]
     common = max(set(hints), key=hints.count) if hints else ""
     if others:

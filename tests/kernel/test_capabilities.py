@@ -40,6 +40,14 @@ def test_a_kind_that_no_kernel_has_is_missing(attempt: trial.Trial) -> None:
     assert trial.run({"nonsense": attempt})["nonsense"] != ""
 
 
+def test_an_unknown_qdisc_is_missing_even_after_one_that_works() -> None:
+    reasons = trial.run(
+        {"pfifo": attempts.qdisc("pfifo"), "nil": attempts.qdisc("nil"), "bfifo": attempts.qdisc("bfifo")}
+    )
+
+    assert {name: reason == "" for name, reason in reasons.items()} == {"pfifo": True, "nil": False, "bfifo": True}
+
+
 def test_a_trial_leaves_nothing_behind_and_loads_nothing() -> None:
     before = host_state()
 
