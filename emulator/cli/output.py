@@ -43,18 +43,25 @@ def progress(what: str) -> Iterator[Callable[[str], None]]:
         nonlocal shown
         elapsed = time.monotonic() - start
         if terminal:
-            sys.stderr.write(f"\r\x1b[K{what}: {phase} ({elapsed:.1f} s)")
-            sys.stderr.flush()
+            _write(f"\r\x1b[K{what}: {phase} ({elapsed:.1f} s)")
             shown = True
         elif elapsed > PATIENCE:
-            sys.stderr.write(f"{what}: {phase} ({elapsed:.1f} s)\n")
+            _write(f"{what}: {phase} ({elapsed:.1f} s)\n")
 
     try:
         yield tell
     finally:
         if shown:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+            _write("\r\x1b[K")
+
+
+def _write(text: str) -> None:
+    """To standard error. That nobody reads it is no reason to stop what it is about."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except OSError:
+        pass
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
