@@ -1,4 +1,4 @@
-"""``cnilab plan`` needs neither root nor Linux: it loads nothing that touches the kernel, and prints the golden plans."""
+"""``cnilab plan`` needs neither root nor Linux: it loads nothing that touches the kernel and prints golden plans."""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ def test_object_keeps_its_uid_while_its_version_and_generation_grow() -> None:
     first = store.get(Ref("", "Pod", "default", "a"))
     store.commit([pod("a", nodeName="n1")])
     second = store.get(Ref("", "Pod", "default", "a"))
-    assert first is not None and second is not None
+    assert first is not None
+    assert second is not None
     assert first["metadata"]["uid"] == second["metadata"]["uid"]
     assert int(second["metadata"]["resourceVersion"]) > int(first["metadata"]["resourceVersion"])
     assert (first["metadata"]["generation"], second["metadata"]["generation"]) == (1, 2)
@@ -40,7 +41,8 @@ def test_what_was_handed_in_is_not_shared_with_the_store() -> None:
     store.commit([given])
     given["spec"] = {"nodeName": "elsewhere"}
     held = store.get(Ref("", "Pod", "default", "a"))
-    assert held is not None and held["spec"] == {"nodeName": "n1"}
+    assert held is not None
+    assert held["spec"] == {"nodeName": "n1"}
 
 
 def test_list_is_sorted_and_limited_to_a_namespace() -> None:
