@@ -45,9 +45,8 @@ def fields(journey: Journey, hop: int) -> dict[str, tuple[str, str]]:
 
 def test_a_packet_keeps_its_identity_through_routing_and_encapsulation() -> None:
     inner = udp(ttl=63)
-    outer = (
-        Ether() / IP(src="192.168.0.1", dst="192.168.0.2") / UDP(sport=5, dport=8472) / VXLAN(vni=1, flags=8) / inner
-    )
+    ether = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
+    outer = ether / IP(src="192.168.0.1", dst="192.168.0.2") / UDP(sport=5, dport=8472) / VXLAN(vni=1, flags=8) / inner
     events = [*walk(udp())[:2], at(30, "node/n1:flannel.1", "out", inner), at(40, "node/n1:eth0", "out", outer)]
     (journey,) = follow(events).journeys
     assert places(journey) == ["pod/default/a:eth0", "node/n1:veth1", "node/n1:flannel.1", "node/n1:eth0"]
@@ -192,7 +191,7 @@ def test_fragments_are_packets_of_their_own_that_name_their_datagram() -> None:
 
 
 def test_what_is_no_packet_or_came_from_nowhere_is_uncorrelated() -> None:
-    spanning_tree = at(0, "n:a", "out", Dot3() / LLC())
+    spanning_tree = at(0, "n:a", "out", Dot3(src="02:00:00:00:00:01", dst="01:80:c2:00:00:00") / LLC())
     stray = at(1, "n:a", "in", udp())
     assert follow([spanning_tree, stray]).uncorrelated == [spanning_tree, stray]
     assert follow([stray], complete=False).uncorrelated == []
