@@ -45,10 +45,10 @@ step() { # step TITLE COMMAND...: run it with its output in the log and a sign o
     # A sign of life every 10 s. It watches for our end itself: a SIGKILL runs no trap.
     (
         trap - INT TERM EXIT
-        while sleep 10 && kill -0 "$main" 2>/dev/null; do
+        while sleep 10 2>/dev/null && kill -0 "$main" 2>/dev/null; do
             say "  still at it, $(($(date +%s) - begun)) s"
         done
-    ) >/dev/null &
+    ) >/dev/null 9<&- & # without the lock: its sleep may outlive us
     heart=$!
     status=0
     "$@" >>"$log" 2>&1 </dev/null || status=$?
