@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from emulator.cluster import ipam as address_managers
 from emulator.cluster.model import Cluster, Node, Pod, Topology
 from emulator.cni.felix import Endpoint, felix_rules, ipset_name
+from emulator.cni.limits import check_nodes
 from emulator.cni.segments import strangers
 from emulator.cni.styles import pick_mode
 from emulator.cni.wiring import pod_namespace
@@ -60,7 +61,6 @@ HOST_MAC = "ee:ee:ee:ee:ee:ee"  # of every host end: dataplane_linux.go
 GATEWAY = "169.254.1.1"  # no one has it; the node answers for it (proxy ARP)
 GATEWAY_V6 = "fe80::ecee:eeff:feee:eeee"  # the link-local address that HOST_MAC makes (RFC 4291, appendix A)
 AS_NUMBER = 64512  # BGPConfiguration.asNumber, by default
-LEAST_MTU = {4: 576, 6: 1280}  # bytes: RFC 791, RFC 8200
 
 BIRD_CONFIG = "/etc/calico/confd/config/bird.cfg"
 BIRD_SOCKET = "/run/calico/bird.ctl"
@@ -98,19 +98,7 @@ class Calico:
         return address_managers.Blocks(topology.pod_cidrs)
 
     def check(self, cluster: Cluster) -> None:
-        for node in cluster.nodes:
-            for family in families_of(cluster.topology.pod_cidrs):
-                if not of_family(node.addresses, family):
-                    raise UserError(
-                        f"calico cannot carry IPv{family} pods: node {node.name} has no IPv{family} address",
-                        hint="give the nodes an address of each family that the pod CIDRs have",
-                    )
-                if node.mtu < LEAST_MTU[family]:
-                    raise UserError(
-                        f"the MTU of node {node.name} is too small: {node.mtu} bytes, and IPv{family} needs "
-                        f"{LEAST_MTU[family]}",
-                        hint="raise the MTU of the node's link",
-                    )
+        check_nodes(self.name, cluster, lambda node: node.mtu)
         if pair := strangers(cluster.nodes, cluster.topology.pod_cidrs):
             raise UserError(
                 f"calico:bgp needs all nodes on one L2 segment, and {pair[0].name} and {pair[1].name} share none: "

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 from emulator.cluster import ipam as address_managers
 from emulator.cluster.model import Cluster, Node, Pod, Topology
+from emulator.cni.limits import check_nodes
 from emulator.cni.segments import share_subnet, strangers
 from emulator.cni.styles import pick_mode
 from emulator.cni.wiring import pod_namespace
@@ -64,10 +65,6 @@ VXLAN_OVERHEAD = {
     4: 50,  # bytes: 14 inner Ethernet + 20 IPv4 + 8 UDP + 8 VXLAN (RFC 7348)
     6: 70,  # 40 IPv6 in place of 20
 }
-LEAST_MTU = {
-    4: 576,  # bytes: what every IPv4 host must take (RFC 791)
-    6: 1280,  # RFC 8200, section 5
-}
 KUBE_PROXY_MARK = "0x4000/0x4000"  # trafficmngr.KubeProxyMark
 MULTICAST = {4: "224.0.0.0/4", 6: "ff00::/8"}
 
@@ -104,19 +101,7 @@ class Flannel:
         return address_managers.HostLocal(topology.pod_cidrs)
 
     def check(self, cluster: Cluster) -> None:
-        for node in cluster.nodes:
-            for family in families_of(cluster.topology.pod_cidrs):
-                if not of_family(node.addresses, family):
-                    raise UserError(
-                        f"flannel cannot carry IPv{family} pods: node {node.name} has no IPv{family} address",
-                        hint="give the nodes an address of each family that the pod CIDRs have",
-                    )
-                if self._pod_mtu(cluster, node) < LEAST_MTU[family]:
-                    raise UserError(
-                        f"the MTU of node {node.name} is too small: {node.mtu} bytes leave pods "
-                        f"{self._pod_mtu(cluster, node)}, and IPv{family} needs {LEAST_MTU[family]}",
-                        hint="raise the MTU of the node's link",
-                    )
+        check_nodes(self.name, cluster, lambda node: self._pod_mtu(cluster, node))
         if self.mode == HOST_GATEWAY:
             _need_one_segment(cluster)
 
