@@ -33,6 +33,7 @@ from emulator.plan.model import (
 )
 
 MAIN_TABLE = 254
+ETHERNET_HEADER = 14  # bytes of a frame that the MTU does not count
 FRAGMENTATION_NEEDED = (3, 4)  # ICMP type and code; ICMPv6 has a type for it
 PACKET_TOO_BIG = 2
 TIME_EXCEEDED = {"icmp": 11, "icmpv6": 3}
@@ -59,7 +60,6 @@ class _Machine:
         self.entries: dict[tuple[str, str], FdbEntry] = {}
         self.sysctls: dict[str, Sysctl] = {}
         self.addresses: set[str] = set()
-        self.mtus: list[tuple[int, PlanObject]] = []
         self.tables: list[IptablesRules] = []
         self.sets: list[IpSet] = []
         self.targets: list[_Target] = []
@@ -72,6 +72,16 @@ class _Machine:
                 network.version, int(network.network_address), int(network.netmask), network.prefixlen, metric, item
             )
         )
+
+    def mtu(self, ns: str, device: str) -> tuple[int, PlanObject | None]:
+        """The MTU of a device in bytes, and the device; 0 and None if the plan holds no such device."""
+        if device in self.devices:
+            return self.devices[device].mtu, self.devices[device]
+        if device not in self.cables:
+            return 0, None
+        veth = self.cables[device][0]
+        near = (veth.ns, veth.name) == (ns, device)
+        return veth.mtu if near else veth.peer_mtu or veth.mtu, veth
 
     def best(self, address: str) -> Route | Address | None:
         """The longest match of the main table; an Address stands for the connected route that it brings."""
@@ -105,13 +115,10 @@ class _Index:
         match item:
             case Veth():
                 machine.cables[item.name] = (item, item.why)
-                machine.mtus.append((item.mtu, item))
                 far = self.at(item.peer_ns)
                 far.cables[item.peer] = (item, item.peer_why or item.why)
-                far.mtus.append((item.peer_mtu or item.mtu, item))
             case Bridge() | Vxlan():
                 machine.devices[item.name] = item
-                machine.mtus.append((item.mtu, item))
             case BridgePort():
                 machine.ports[item.device] = item
             case Neighbour():
@@ -240,6 +247,7 @@ def _reasons(
         reasons += _origin(hop, machine)
     if before is not None and packet.version:
         reasons += _translated(number, hops, machine, translations)
+        reasons += _reassembled(hop, before, machine)
     device = machine.devices.get(hop.device)
     port = machine.ports.get(hop.device)
     cable = machine.cables.get(hop.device)
@@ -348,6 +356,21 @@ def _translated(
     return reasons
 
 
+def _reassembled(hop: Hop, before: Hop, machine: _Machine) -> list[Reason]:
+    """Why fragments have become one packet since the hop before, or a packet fragments."""
+    old, new = before.packet, hop.packet
+    if hop.ns != before.ns or old.more_fragments == new.more_fragments or old.fragment_offset or new.fragment_offset:
+        return []
+    if old.more_fragments:
+        why = "connection tracking needs whole datagrams: the fragments are put together on their way in"
+        return [Reason(f"{hop.ns}: reassembly", "kernel", why)]
+    mtu, item = machine.mtu(hop.ns, hop.device)
+    size = old.length - ETHERNET_HEADER
+    if item is None or size <= mtu:
+        return []
+    return [Reason(describe(item), "kernel", f"a datagram of {size} bytes is cut: this device's MTU is {mtu} bytes")]
+
+
 def _flow(packet: Packet) -> Translation:
     port = packet.target_port or packet.icmp_id
     return (packet.protocol, packet.source, packet.target, str(packet.source_port), port)
@@ -377,11 +400,10 @@ def _origin(hop: Hop, machine: _Machine) -> list[Reason]:
     )
     if too_big:
         towards = machine.best(packet.quoted.target)
-        for mtu, item in machine.mtus:
-            names = {item.name, getattr(item, "peer", "")} if isinstance(item, Veth | Bridge | Vxlan) else set()
-            if mtu == packet.icmp_mtu and towards is not None and towards.device in names:
-                why = f"a packet that may not be fragmented is larger than this device's MTU of {mtu} bytes"
-                return [Reason(describe(item), "kernel", why)]
+        mtu, item = machine.mtu(hop.ns, towards.device) if towards is not None else (0, None)
+        if item is not None and mtu == packet.icmp_mtu:
+            why = f"a packet that may not be fragmented is larger than this device's MTU of {mtu} bytes"
+            return [Reason(describe(item), "kernel", why)]
         return []
     route = machine.best(packet.quoted.target)
     if isinstance(route, Route) and route.type in ("unreachable", "prohibit"):

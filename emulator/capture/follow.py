@@ -16,16 +16,23 @@ belongs to an open journey only if it may be its continuation:
 Among several, the one that has come furthest wins while it was seen within ``gap``, for packets of one flow do not
 overtake each other; beyond that the latest seen, for the others have been dropped. Time alone never ends a journey
 early: an impaired link, or a machine that stalls, may hold a packet for long.
+
+Fragments are packets of their own, until a node puts them together (:mod:`emulator.capture.reassembly`). The journey of
+the first one, the lead, is that of the datagram: it goes on with the whole datagram's sightings, and with the first
+piece when the datagram is cut again. The others go on if the same pieces leave the node that put them together (the
+kernel keeps them). If the datagram left whole they end there, and pieces that are cut further on begin journeys of
+their own. A packet that a router cuts goes on in its first piece likewise. All pieces name their lead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from emulator.capture.decode import NEIGHBOUR_TYPES, decode
-from emulator.capture.identity import Identity, identify
+from emulator.capture.identity import Identity, Piece, content_of_ipv4, identify
 from emulator.capture.model import Change, Event, Hop, Journey, Kind, Packet, Tunnel
+from emulator.capture.reassembly import Reassembly, is_part
 
 GAP = 10_000_000  # ns between two hops of a packet in a machine that is not stalled (measured: below 1 ms)
 STALL = 2_000_000_000  # ns that an impaired link or a stalled machine may hold a packet between two hops
@@ -40,6 +47,7 @@ COMPARED = (
     "target_port",
     "icmp_id",
     "vlan",
+    "more_fragments",
     "length",
 )
 COMPARED_OUTER = ("source", "target", "ttl", "source_mac", "target_mac", "source_port", "vni")
@@ -54,11 +62,18 @@ class Followed(NamedTuple):
 
 
 class _Open:
-    """A journey in the making."""
+    """A journey in the making. ``lead`` is the journey of the datagram that this one is a piece of.
 
-    __slots__ = ("events", "pairs", "places", "time", "ttl")
+    A lead knows the other ``pieces`` that it was put together with, and ``where``.
+    """
+
+    __slots__ = ("ended", "events", "lead", "pairs", "pieces", "places", "time", "ttl", "where")
 
     def __init__(self) -> None:
+        self.lead: _Open | None = None
+        self.pieces: list[_Open] = []
+        self.where = ""
+        self.ended = False
         self.events: list[Event] = []
         self.places: set[Hashable] = set()
         self.pairs: set[bytes] = set()
@@ -78,32 +93,124 @@ def follow(
 
     ``complete`` says that all namespaces were captured, so that each packet must first be seen on its way out.
     """
-    open_by_key: dict[Hashable, list[_Open]] = {}
-    begun: list[_Open] = []
-    uncorrelated: list[Event] = []
-    identities: dict[bytes, Identity | None] = {}
+    follower = _Follower(gap, stall)
     for event in in_order(events):
-        if event.frame in identities:
-            identity = identities[event.frame]
-        else:
-            identity = identities[event.frame] = identify(event.frame)
+        follower.sighting(event)
+    uncorrelated = follower.unknown
+    if complete:
+        uncorrelated += [event for each in follower.begun if each.events[0].direction == "in" for event in each.events]
+    return Followed(_journeys(follower.begun, first_id), uncorrelated)
+
+
+class _Follower:
+    """Takes sightings in order of time. ``begun`` are all journeys, ``unknown`` what is neither IP nor ARP."""
+
+    def __init__(self, gap: int, stall: int) -> None:
+        self.begun: list[_Open] = []
+        self.unknown: list[Event] = []
+        self._gap, self._stall = gap, stall
+        self._open: dict[Hashable, list[_Open]] = {}
+        self._identities: dict[bytes, Identity | None] = {}
+        self._datagrams: Reassembly[_Open] = Reassembly(stall)
+        self._whole: dict[Hashable, list[_Open]] = {}  # IPv4 packets by identification, as far as they are indexed
+        self._indexed = 0
+
+    def sighting(self, event: Event) -> None:
+        """Find the journey that a sighting belongs to, or begin one."""
+        identity = self._identify(event.frame)
         if identity is None:
-            uncorrelated.append(event)
-            continue
+            self.unknown.append(event)
+            return
         place = (event.ns, event.device, event.direction, identity.ttl, identity.tunnelled)
-        candidates = open_by_key.setdefault(identity.key, [])
-        journey = _continued(candidates, event.time, place, identity, gap, stall)
+        candidates = self._open.setdefault(identity.key, [])
+        journey = self._among(candidates, event, place, identity)
+        if journey is None and not identity.tunnelled:
+            journey = self._put_together(event, place, identity) or self._cut(event, place, identity)
+            if journey is not None and journey not in candidates:
+                candidates.append(journey)
         if journey is None:
             journey = _Open()
             candidates.append(journey)
-            begun.append(journey)
+        if not journey.events:
+            self.begun.append(journey)
         journey.events.append(event)
         journey.places.add(place)
         journey.pairs.add(identity.pair)
         journey.ttl, journey.time = identity.ttl, event.time
-    if complete:
-        uncorrelated += [event for each in begun if each.events[0].direction == "in" for event in each.events]
-    return Followed(_journeys(begun, first_id), uncorrelated)
+        if identity.piece is not None:
+            if event.direction == "in" and not identity.tunnelled:
+                self._datagrams.arrived(event.ns, identity.pair, identity.piece, journey, event.time)
+        elif journey.pieces and event.ns != journey.where:
+            for piece in journey.pieces:
+                piece.ended = True
+            journey.pieces = []
+
+    def _identify(self, frame: bytes) -> Identity | None:
+        if frame not in self._identities:
+            self._identities[frame] = identify(frame)
+        return self._identities[frame]
+
+    def _among(self, candidates: list[_Open], event: Event, place: Hashable, identity: Identity) -> _Open | None:
+        return _continued(candidates, event.time, place, identity, self._gap, self._stall)
+
+    def _put_together(self, event: Event, place: Hashable, identity: Identity) -> _Open | None:
+        """The lead of the datagram that this whole packet is, if it was reassembled here."""
+        if identity.piece is not None:
+            return None
+        for made in self._datagrams.whole(event.ns, identity.key, event.time):
+            lead = self._among([made.lead], event, place, identity)
+            if lead is not None:
+                lead.pieces = [owner for owner in made.owners.values() if owner is not lead]
+                lead.where = event.ns
+                return lead
+        return None
+
+    def _cut(self, event: Event, place: Hashable, identity: Identity) -> _Open | None:
+        """The journey of a piece that leaves the machine that cut it: see the head of this module."""
+        piece = identity.piece
+        if piece is None or event.direction != "out":
+            return None
+        for made in self._datagrams.cut_from(event.ns, piece, event.time):
+            same = made.owners.get((piece.offset, len(piece.data)))
+            known = self._among([same] if same is not None else [], event, place, identity)
+            if known is not None:
+                return known
+            if found := self._new_piece(made.lead, event, place, identity):
+                return found
+        for lead in self._of_identification(piece):
+            whole = self._as_it_came(lead, event)
+            if whole is not None and is_part(piece, whole) and (found := self._new_piece(lead, event, place, identity)):
+                return found
+        return None
+
+    def _new_piece(self, lead: _Open, event: Event, place: Hashable, identity: Identity) -> _Open | None:
+        """What a piece belongs to that is cut at a new place: the lead if it is the first, else a new journey."""
+        if identity.piece is not None and not identity.piece.offset:
+            return self._among([lead], event, place, identity)
+        if _turned_round(lead, identity):
+            return None  # a piece of the answer, which may hold the same bytes
+        piece = _Open()
+        piece.lead = lead
+        return piece
+
+    def _of_identification(self, piece: Piece) -> list[_Open]:
+        """IPv4 packets that a router may have cut: it keeps the identification. Indexed once fragments are seen."""
+        for journey in self.begun[self._indexed :]:
+            identity = self._identify(journey.events[0].frame)
+            if identity is not None and isinstance(identity.key, tuple):
+                self._whole.setdefault(identity.key[:3], []).append(journey)
+        self._indexed = len(self.begun)
+        return self._whole.get((piece.kind, piece.protocol, piece.ident), []) if piece.kind == 0x0800 else []
+
+    def _as_it_came(self, journey: _Open, event: Event) -> bytes | None:
+        """What the packet, whole, held above its IP header when it came into the namespace of ``event``."""
+        if event.time - journey.time > self._stall:
+            return None
+        for each in reversed(journey.events):
+            identity = self._identify(each.frame)
+            if each.ns == event.ns and each.direction == "in" and identity is not None:
+                return None if identity.piece is not None or identity.tunnelled else content_of_ipv4(each.frame)
+        return None
 
 
 def _continued(
@@ -114,18 +221,23 @@ def _continued(
     for index in range(len(candidates) - 1, -1, -1):
         each = candidates[index]
         age = time - each.time
-        if age > stall:
+        if age > stall or each.ended:
             del candidates[index]
             continue
         if place in each.places or identity.ttl > each.ttl:
             continue
-        if identity.pair and identity.turned in each.pairs and identity.pair not in each.pairs:
+        if _turned_round(each, identity):
             continue
         near = age <= gap
         rank = (near, len(each.events) if near else 0, -index if near else each.time)
         if best_rank is None or rank > best_rank:
             best, best_rank = each, rank
     return best
+
+
+def _turned_round(journey: _Open, identity: Identity) -> bool:
+    """Whether a packet's addresses are those of the journey, exchanged: it is an answer."""
+    return bool(identity.pair) and identity.turned in journey.pairs and identity.pair not in journey.pairs
 
 
 def _journeys(begun: Sequence[_Open], first_id: int) -> list[Journey]:
@@ -155,12 +267,13 @@ def _journeys(begun: Sequence[_Open], first_id: int) -> list[Journey]:
             )
             before = packet
         journeys.append(Journey(number, tuple(hops), kind_of(hops[0].packet)))
-    return _linked(journeys)
+    numbers = {each: number for number, each in enumerate(begun, start=first_id)}
+    return _linked(journeys, {numbers[each]: numbers[each.lead] for each in begun if each.lead is not None})
 
 
 def kind_of(packet: Packet) -> Kind:
     """What a packet is besides payload: see :class:`Journey`."""
-    if packet.protocol == "arp" or (packet.protocol == "icmpv6" and packet.icmp_type in NEIGHBOUR_TYPES):
+    if packet.protocol in ("arp", "igmp") or (packet.protocol == "icmpv6" and packet.icmp_type in NEIGHBOUR_TYPES):
         return "neighbour"
     if packet.quoted is not None:
         return "error"
@@ -197,8 +310,11 @@ def tunnel_text(tunnel: Tunnel | None) -> str:
     return f"{tunnel.kind} {tunnel.source} → {tunnel.target}" + (f" vni {tunnel.vni}" if tunnel.vni else "")
 
 
-def _linked(journeys: list[Journey]) -> list[Journey]:
-    """Fill ``about``: errors point at the packet that they quote, fragments at the first piece of their datagram."""
+def _linked(journeys: list[Journey], leads: Mapping[int, int]) -> list[Journey]:
+    """Fill ``about``: errors point at the packet that they quote, fragments at the first piece of their datagram.
+
+    ``leads`` are those that are known already.
+    """
     seen: dict[tuple[int, str, int], list[Journey]] = {}
     first_piece: dict[tuple[str, str, str, int], int] = {}
     linked = []
@@ -211,7 +327,7 @@ def _linked(journeys: list[Journey]) -> list[Journey]:
             datagram = (packet.source, packet.target, packet.protocol, packet.ip_id)
             if packet.fragment_offset == 0:
                 first_piece[datagram] = journey.id
-            about = first_piece.get(datagram, 0)
+            about = leads.get(journey.id) or first_piece.get(datagram, 0)
         seen.setdefault((packet.version, packet.protocol, packet.ip_id), []).append(journey)
         linked.append(Journey(journey.id, journey.hops, journey.kind, about) if about else journey)
     return linked

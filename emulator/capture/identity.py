@@ -8,6 +8,7 @@ UDP      payload size and digest: a datagram with DF set may carry identificatio
 ICMP     type, code, sequence number, payload size and digest
 errors   type, code, and the quoted packet's identification: NAT rewrites the rest of the quotation
 pieces   identification, offset, size and digest of each fragment
+IGMP     the whole packet: each machine reports the same groups
 ARP      the whole message
 ======== =========================================================================================
 
@@ -24,24 +25,44 @@ from zlib import crc32
 
 from emulator.capture.decode import EXTENSION_HEADERS, VLAN_TAGS, VXLAN_PORTS
 
+IGMP = 2
+
 _V4 = struct.Struct("!BxHHHBB")
 _V6 = struct.Struct("!IHBB")
 _TCP = struct.Struct("!IIBB")
 _ICMP_ERRORS = {1: (3, 5, 11, 12), 58: (1, 2, 3, 4)}
-_PORTS = {6: 20, 17: 8, 1: 8, 58: 8}  # the header that a first fragment holds: NAT may change it
+PORTS = {6: 20, 17: 8, 1: 8, 58: 8}  # the header that a first fragment holds: NAT may change it
+
+
+class Piece(NamedTuple):
+    """What a fragment holds of its datagram: ``data`` from byte ``offset`` above the IP header on, and whether there is
+    more to come. ``data`` is empty if the frame was cut at the snap length.
+
+    ``kind`` is the EtherType, ``flow`` what identifies the packet rather than the datagram: in IPv6 the flow label, in
+    IPv4 there is but one identification.
+    """
+
+    kind: int
+    protocol: int
+    ident: int
+    flow: int
+    offset: int
+    more: bool
+    data: bytes
 
 
 class Identity(NamedTuple):
     """``key`` is equal for all sightings of one packet; ``ttl`` and ``tunnelled`` tell those on one device apart.
 
     ``pair`` is its source and target address, one behind the other: an echoed datagram has its request's key, but
-    the pair turned round.
+    the pair turned round. ``piece`` is what a fragment holds, None for a whole packet.
     """
 
     key: Hashable
     ttl: int
     tunnelled: bool
     pair: bytes = b""
+    piece: Piece | None = None
 
     @property
     def turned(self) -> bytes:
@@ -70,11 +91,13 @@ def _identify(frame: bytes) -> Identity | None:
             l4 = at + (first & 15) * 4
             end = at + total if total else len(frame)
             fragment &= 0x3FFF
+            flow = ident
         elif kind == 0x86DD:
             word, size, protocol, ttl = _V6.unpack_from(frame, at)
             if word >> 28 != 6:
                 return None
             ident, fragment, l4 = word & 0xFFFFF, 0, at + 40
+            flow = ident
             end = l4 + size if size else len(frame)
             while protocol in EXTENSION_HEADERS or protocol == 44:
                 if protocol == 44:
@@ -102,7 +125,24 @@ def _identify(frame: bytes) -> Identity | None:
                 tunnelled, at, kind = True, l4, 0x0800 if protocol == 4 else 0x86DD
                 continue
         pair = frame[at + 12 : at + 20] if kind == 0x0800 else frame[at + 8 : at + 40]
-        return Identity(_key(frame, kind, protocol, ident, fragment, l4, end), ttl, tunnelled, pair)
+        piece = None
+        if fragment:
+            offset = (fragment & 0x1FFF) * 8 if kind == 0x0800 else fragment & 0xFFF8
+            more = bool(fragment & (0x2000 if kind == 0x0800 else 1))
+            piece = Piece(kind, protocol, ident, flow, offset, more, frame[l4:end] if end <= len(frame) else b"")
+        key = _key(frame, kind, protocol, ident, fragment, l4, end)
+        return Identity((key, pair) if protocol == IGMP else key, ttl, tunnelled, pair, piece)
+
+
+def whole_key(kind: int, protocol: int, flow: int, content: bytes) -> Hashable:
+    """The key of an unfragmented packet that holds ``content`` above its IP header; see :class:`Piece`."""
+    return _key(content, kind, protocol, flow, 0, 0, len(content))
+
+
+def content_of_ipv4(frame: bytes) -> bytes:
+    """What an IPv4 packet holds above its header."""
+    start, total = 14 + (frame[14] & 15) * 4, frame[16] << 8 | frame[17]
+    return frame[start : 14 + total if total else len(frame)]
 
 
 def _key(frame: bytes, kind: int, protocol: int, ident: int, fragment: int, l4: int, end: int) -> Hashable:
@@ -110,7 +150,7 @@ def _key(frame: bytes, kind: int, protocol: int, ident: int, fragment: int, l4: 
     if fragment:
         # The bits left are the more-fragments flag and the offset; a first piece starts with ports that NAT may change.
         first = not fragment & (0x1FFF if kind == 0x0800 else 0xFFF8)
-        skip = _PORTS.get(protocol, 0) if first else 0
+        skip = PORTS.get(protocol, 0) if first else 0
         return (kind, protocol, ident, fragment, size, crc32(frame[l4 + skip : end]))
     if protocol == 6:
         sequence, acknowledged, offset, flags = _TCP.unpack_from(frame, l4 + 4)

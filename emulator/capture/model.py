@@ -133,7 +133,7 @@ class Journey(msgspec.Struct, frozen=True, omit_defaults=True):
     ``kind`` tells apart what is not a payload packet: ``neighbour`` (ARP, NDP, MLD: link-local housekeeping, often
     flooded, so that its hops form a tree), ``error`` (an ICMP error; ``about`` is the id of the journey of the packet
     that it quotes, 0 for none) and ``fragment`` (``about`` is the id of the journey of the datagram's first fragment,
-    its own for that one).
+    its own for that one; a packet that a router cuts on its way stays a ``packet``, and its further pieces name it).
     ``verdict`` says in words how it ended, if that was asked for. ``copies`` is how many hops were left out since a
     switch had flooded them to machines that the packet was not for.
     """

@@ -5,7 +5,7 @@ of JSON::
 
     stdin   {"output": PATH | FD | "-", "namespaces": [{"ns": "node/n1", "netns": "/run/netns/n1", "devices": null}],
              "snaplen": BYTES, "duration": SECONDS, "max_packets": N, "max_bytes": N, "ring": BYTES, "crowd": N}
-    stdout  {"ready": true, "missing": [NS, ...]}          every packet sent from now on is seen
+    stdout  {"ready": true, "missing": [NS, ...]}          every packet sent from now on is seen, none from before
     stdin   {"add": {"ns": ..., "netns": ..., "devices": ...}}
     stdout  {"added": NS, "missing": BOOLEAN}
     stdin   {"remove": NS}                                    what it holds is kept; its namespace is let go
@@ -70,6 +70,7 @@ class Source:
         self.captured = 0
         self.lost = 0
         self.gone = False  # its file was missing at the last look
+        self.since = 0  # ns since the epoch: what is older is left out
 
 
 class Sniffer:
@@ -105,6 +106,10 @@ class Sniffer:
         listed = request["namespaces"]
         self.shape = ring_shape(max(len(listed), int(request.get("crowd") or 0)), int(request.get("ring") or 0))
         missing = self.add(listed)
+        # Before all listen a packet would be seen at some of its hops only: that is no part of the capture.
+        listening = time.time_ns()
+        for source in self.sources.values():
+            source.since = listening
         self.flush()
         self.say({"ready": True, "missing": missing})
 
@@ -176,7 +181,7 @@ class Sniffer:
         self.waiting -= len(block)
         packets, at = int.from_bytes(block[12:16], sys.byteorder), int.from_bytes(block[16:20], sys.byteorder)
         append, unpack, pack = self.parts.append, PACKET.unpack_from, blocks.PACKET_HEAD.pack
-        known, tails, size, taken = source.interfaces.get, self.tails, 0, 0
+        known, tails, since, size, taken = source.interfaces.get, self.tails, source.since, 0, 0
         for _ in range(packets):
             step, seconds, nanoseconds, captured, length, status, mac, tci, tpid, protocol, index, hardware, kind = (
                 unpack(block, at)
@@ -184,7 +189,8 @@ class Sniffer:
             interface = known(index)
             if interface is None:
                 interface = self._interface(source, index)
-            if interface != NOT_WANTED:
+            stamp = seconds * 1_000_000_000 + nanoseconds
+            if interface != NOT_WANTED and stamp >= since:
                 frame = block[at + mac : at + mac + captured]
                 if hardware not in ETHERNET_LIKE:
                     # A device without Ethernet (tunl0): zero MACs keep one link type in the whole file.
@@ -198,7 +204,6 @@ class Sniffer:
                 tail = tails.get(shape)
                 if tail is None:
                     tail = self._tail(shape)
-                stamp = seconds * 1_000_000_000 + nanoseconds
                 total = 28 + captured + len(tail)
                 append(pack(6, total, interface, stamp >> 32, stamp & 0xFFFFFFFF, captured, length))
                 append(frame)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -115,13 +116,23 @@ def _overhead(journey: Journey) -> str:
 
 
 def fragments(requests: Sequence[Journey], journeys: Sequence[Journey]) -> int:
-    """How many packets the most split of the requests travelled as; 1: unfragmented, 0: none was seen."""
+    """How many pieces the most split of the requests was in, at the hop where it was in most; 1: it was never split,
+    0: none was seen."""
     wanted = {journey.id for journey in requests}
-    counts: dict[int, int] = {}
+    pieces: Counter[tuple[int, str, str, str]] = Counter()
     for journey in journeys:
-        if journey.kind == "fragment" and journey.about in wanted:
-            counts[journey.about] = counts.get(journey.about, 0) + 1
-    return max(counts.values(), default=1 if wanted else 0)
+        if journey.id not in wanted and not (journey.kind == "fragment" and journey.about in wanted):
+            continue
+        datagram = journey.id if journey.id in wanted else journey.about
+        # A place counts once a journey: a packet may pass it inside a tunnel and outside.
+        pieces.update(
+            {
+                (datagram, hop.ns, hop.device, hop.direction)
+                for hop in journey.hops
+                if hop.packet.more_fragments or hop.packet.fragment_offset
+            }
+        )
+    return max(pieces.values(), default=1 if wanted else 0)
 
 
 def _source_addresses(wanted: str, answer: ProbeAnswer, cluster: Cluster, journey: Journey) -> tuple[str, ...]:

@@ -55,6 +55,7 @@ SUMMARIES: list[tuple[Layer, str]] = [
     (ETHER / V4 / TCP(sport=80, dport=41234, flags="PA") / b"12345", "TCP 80 → 41234 [PSH,ACK] 5 bytes"),
     (ETHER / V4 / UDP(sport=1000, dport=53) / b"abc", "UDP 1000 → 53 3 bytes"),
     (ETHER / V4 / ICMP(type=3, code=3) / V4 / UDP(), "ICMP port unreachable"),
+    (ETHER / IP(proto=2) / Raw(b"\x22" + bytes(7)), "IGMP membership report"),
     (ETHER / V4 / ICMP(type=11, code=0) / V4 / UDP(), "ICMP time exceeded"),
     (ETHER / V6 / ICMPv6EchoRequest(id=5, seq=1), "ICMPv6 echo request id 5 seq 1"),
     (ETHER / V6 / ICMPv6ND_NS(tgt="fd00::9"), "ICMPv6 neighbour solicitation for fd00::9"),

@@ -153,6 +153,16 @@ def test_arp_and_neighbour_discovery_are_kept_apart() -> None:
     assert [(journey.kind, len(journey.hops)) for journey in journeys] == [("neighbour", 2), ("neighbour", 1)]
 
 
+def test_equal_group_reports_of_two_machines_are_two_packets() -> None:
+    """The same group, identification 0: nothing but the address tells them apart."""
+    report = b"\x22\x00" + bytes(14)
+    one, two = (
+        L2 / IP(src=source, dst="224.0.0.22", id=0, ttl=1, proto=2) / report for source in ("10.1.0.1", "10.2.0.1")
+    )
+    journeys = follow([at(0, "n1:cni0", "out", one), at(5, "n2:cni0", "out", two), at(9, "a:eth0", "in", one)]).journeys
+    assert [(journey.kind, len(journey.hops)) for journey in journeys] == [("neighbour", 2), ("neighbour", 1)]
+
+
 def test_an_icmp_error_points_at_the_packet_that_it_quotes() -> None:
     probe = udp(ident=1234)
     error = L2 / IP(src="10.244.1.1", dst="10.244.1.2") / ICMP(type=11) / probe[IP].copy()

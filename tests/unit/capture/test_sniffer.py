@@ -55,10 +55,11 @@ def packet(
     return ((head + address).ljust(mac, b"\0") + frame).ljust(step, b"\0")
 
 
-def converted(tmp_path: Path, *packets: bytes, devices: list[str] | None = None) -> list[Event]:
+def converted(tmp_path: Path, *packets: bytes, devices: list[str] | None = None, since: int = 0) -> list[Event]:
     file = tmp_path / "file"
     sniffer = Sniffer({"output": str(file), "namespaces": []})
     source = Source("node/n1", "/run/netns/n1", devices, Names())  # type: ignore[arg-type]
+    source.since = since
     sniffer.backlog.append((source, block(*packets)))
     sniffer.convert()
     sniffer.flush()
@@ -94,6 +95,13 @@ def test_a_checksum_that_is_not_filled_in_yet_is_marked(tmp_path: Path) -> None:
         CHECKSUM_PENDING,
         "",
     ]
+
+
+def test_what_was_seen_before_all_namespaces_were_listened_to_is_left_out(tmp_path: Path) -> None:
+    """The packets of these tests are 100 seconds and 7 ns old."""
+    stamp = 100_000_000_007
+    assert len(converted(tmp_path, packet(), since=stamp)) == 1
+    assert converted(tmp_path, packet(), since=stamp + 1) == []
 
 
 def test_devices_that_are_not_wanted_are_left_out(tmp_path: Path) -> None:
