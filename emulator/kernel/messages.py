@@ -13,12 +13,7 @@ from functools import lru_cache
 from ipaddress import ip_interface
 from typing import Any
 
-from pyroute2.netlink.rtnl.fibmsg import fibmsg
-from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
-from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
-from pyroute2.netlink.rtnl.ndmsg import ndmsg
-from pyroute2.netlink.rtnl.rtmsg import rtmsg
-
+from emulator.kernel.layouts import fibmsg, ifaddrmsg, ifinfmsg, ndmsg, rtmsg
 from emulator.kernel.netlink import NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Request
 from emulator.plan.model import Address, AnyObject, Bridge, FdbEntry, Neighbour, PolicyRule, Route, Vxlan
 

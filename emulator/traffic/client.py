@@ -50,14 +50,16 @@ class TrafficEngine:
         self._reader = threading.Thread(target=self._run, name="traffic-engine", daemon=True)
 
     @classmethod
-    def start(cls, notice: Callable[[str], None] | None = None) -> TrafficEngine:
+    def start(cls, notice: Callable[[str], None] | None = None, *, wait: bool = True) -> TrafficEngine:
         """Start the process, in the namespaces of the caller, and wait until it is ready.
 
         ``notice`` is called, from another thread, with each line that a user may want to know (a port that cannot be
-        served, say).
+        served, say). Without ``wait`` the first request waits instead, and raises what is wrong.
         """
         engine = cls(notice)
         engine._reader.start()
+        if not wait:
+            return engine
         engine._ready.wait(START_SECONDS)
         if engine._gone or not engine._ready.is_set():
             engine.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.metadata import EntryPoint
+
 import pytest
 
 from emulator.cni import styles
@@ -17,6 +19,17 @@ def test_they_are_there_without_any_installed_metadata(monkeypatch: pytest.Monke
     monkeypatch.setattr(styles, "_registered", dict)
     assert style_names() == ["calico", "flannel"]
     assert load_style("flannel:host-gw").mode == "host-gw"
+
+
+def test_no_other_distribution_stands_in_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(styles, "_registered", lambda: {"calico": EntryPoint("calico", "json:loads", "cnilab.styles")})
+    assert load_style("calico").name == "calico"
+
+
+def test_another_distribution_adds_a_style(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = EntryPoint("ours-only", "emulator.cni.flannel:load", "cnilab.styles")
+    monkeypatch.setattr(styles, "_registered", lambda: {"ours-only": theirs})
+    assert load_style("ours-only:host-gw").mode == "host-gw"
 
 
 @pytest.mark.parametrize(
