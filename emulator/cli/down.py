@@ -18,18 +18,17 @@ def command(names: tuple[str, ...], lab: str | None, everything: bool, wait: boo
 
     Nothing needs cleaning up afterwards: the kernel removes a lab's namespaces with all that they hold.
     """
-    from emulator.kernel.registry import labs
-    from emulator.lab import Lab
+    from emulator.kernel import registry  # not Lab, whose imports take as long as all the rest
 
     wanted: list[str | None] = list((*names, lab) if lab else names)
     if everything:
-        wanted = [record.name for record in labs()]
+        wanted = [record.name for record in registry.labs()]
     elif not wanted:
         wanted = [None]
     ended = []
     for name in wanted:
-        found = Lab.connect(name)
-        found.stop(wait=wait)
+        found = registry.find(name)
+        registry.kill(found.name, wait=wait)
         ended.append(found.name)
     if as_json:
         output.print_json({"down": ended})
