@@ -27,7 +27,7 @@ RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE = 0x40, 0x400
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_TABLE = 1, 4, 5, 15
 RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
 SHOWN = 5  # routes named in the message; the number of the others follows
-TICK = 0.5  # seconds between two looks at the daemons
+TICK = 0.5  # seconds between two looks at the daemons, and between two words about them
 
 Seen = tuple[str, str, int, int, int]  # destination, gateway, device index, table, type
 
@@ -101,8 +101,9 @@ def wait_learned(
 ) -> None:
     """Return once every route of ``wanted`` is in its kernel table.
 
-    Raises DaemonError with the routes that are missing after ``timeout`` seconds, or as soon as a daemon of a
-    namespace that still waits has died; ``log`` holds what its daemons said last.
+    Raises DaemonError with the routes that are missing when for ``timeout`` seconds none has come (a mesh of fifty
+    nodes takes a minute, and is not stuck), or as soon as a daemon of a namespace that still waits has died; ``log``
+    holds what its daemons said last.
     """
     grouped: defaultdict[str, list[Route]] = defaultdict(list)
     for item in wanted:
@@ -117,13 +118,17 @@ def wait_learned(
             poll.register(watch.channel, select.POLLIN)
             by_descriptor[watch.channel.fileno()] = watch
         deadline = time.monotonic() + timeout
-        total, told = len(wanted), -1
+        total = least = len(wanted)
+        speak = 0.0
         while missing := [item for watch in watches.values() for item in watch.missing]:
-            if len(missing) != told:
-                told = len(missing)
-                progress(f"waiting for routing: {total - told} of {total} routes")
+            now = time.monotonic()
+            if len(missing) < least:
+                least, deadline = len(missing), now + timeout
+            if now >= speak:
+                speak = now + TICK
+                progress(f"waiting for routing: {total - len(missing)} of {total} routes")
             dead = {item.ns for item in supervisor.status() if item.state == "died"} & {item.ns for item in missing}
-            left = deadline - time.monotonic()
+            left = deadline - now
             if left <= 0 or dead:
                 raise _overdue(missing, dead, timeout, supervisor)
             for descriptor, _ in poll.poll(1000 * min(left, TICK)):
@@ -133,6 +138,6 @@ def wait_learned(
 def _overdue(missing: Sequence[Route], dead: set[str], timeout: float, supervisor: Supervisor) -> DaemonError:
     words = "; ".join(f"{item.ns}: {describe(item)}" for item in missing[:SHOWN])
     more = f"; and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
-    why = f"the routing daemon of {', '.join(sorted(dead))} died" if dead else f"not there after {timeout:g} s"
+    why = f"the routing daemon of {', '.join(sorted(dead))} died" if dead else f"none came for {timeout:g} s"
     log = tuple(line for ns in dict.fromkeys(item.ns for item in missing[:SHOWN]) for line in supervisor.last_lines(ns))
     return DaemonError(f"{len(missing)} routes are missing ({why}): {words}{more}", log=log)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from msgspec.structs import replace
 
 from emulator.errors import ApplyError, DaemonError, NotFound
 from emulator.kernel.applier import Applier
@@ -162,7 +163,7 @@ def test_missing_program_and_unknown_daemon_are_named(supervisor: Supervisor) ->
 LEARNED = Route(ns=NODE, destination="10.7.0.0/24", via="10.0.0.2", device="br", protocol="bird", learned=True)
 
 
-def routed(route: Route, daemon: Daemon | None) -> tuple[Applier, Plan]:
+def routed(route: Route, daemon: Daemon | None, *more: Route) -> tuple[Applier, Plan]:
     objects: list[AnyObject] = [
         Namespace(ns=NODE, role="node", hostname="n1"),
         Bridge(ns=NODE, name="br", mtu=1500),
@@ -171,7 +172,7 @@ def routed(route: Route, daemon: Daemon | None) -> tuple[Applier, Plan]:
     ]
     applier = Applier()
     applier.apply([Operation(verb="add", new=item) for item in objects])
-    return applier, Plan(style="t", topology="t", fragments={"all": (*objects, route)})
+    return applier, Plan(style="t", topology="t", fragments={"all": (*objects, route, *more)})
 
 
 def test_wait_ends_as_soon_as_the_last_route_comes() -> None:
@@ -181,6 +182,17 @@ def test_wait_ends_as_soon_as_the_last_route_comes() -> None:
     applier.wait_learned(plan, timeout=10)
 
     assert 0.1 < time.monotonic() - started < 2
+    applier.close()
+
+
+def test_wait_goes_on_as_long_as_routes_come() -> None:
+    others = [replace(LEARNED, destination=f"10.7.{number}.0/24") for number in (1, 2)]
+    adding = "sleep 0.6; ip route add 10.7.{}.0/24 via 10.0.0.2 proto bird; "
+    script = "".join(adding.format(number) for number in range(3))
+    applier, plan = routed(LEARNED, shell(f"{script} sleep 1000"), *others)
+
+    applier.wait_learned(plan, timeout=1.2)
+
     applier.close()
 
 
