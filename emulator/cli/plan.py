@@ -25,8 +25,8 @@ def command(
     from emulator.plan import render
     from emulator.plan.build import build
 
-    resolved = load_topology(topology)
     chosen = load_style(style)
+    resolved = chosen.prepare(load_topology(topology))
     objects = []
     if manifests:
         loaded = load(list(manifests))

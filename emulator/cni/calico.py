@@ -25,6 +25,7 @@ from emulator.cluster.model import Cluster, Node, Pod, Topology
 from emulator.cni.felix import Endpoint, felix_rules, ipset_name
 from emulator.cni.limits import check_nodes
 from emulator.cni.segments import strangers
+from emulator.cni.style import Plain
 from emulator.cni.styles import pick_mode
 from emulator.cni.wiring import pod_namespace
 from emulator.errors import UserError
@@ -79,7 +80,7 @@ def host_device(pod: Pod) -> str:
 
 
 @dataclass(frozen=True)
-class Calico:
+class Calico(Plain):
     """Calico with a BGP full mesh and no encapsulation (``bgp``)."""
 
     mode: str

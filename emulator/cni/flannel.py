@@ -24,6 +24,7 @@ from emulator.cluster import ipam as address_managers
 from emulator.cluster.model import Cluster, Node, Pod, Topology
 from emulator.cni.limits import check_nodes
 from emulator.cni.segments import share_subnet, strangers
+from emulator.cni.style import Plain
 from emulator.cni.styles import pick_mode
 from emulator.cni.wiring import pod_namespace
 from emulator.errors import UserError
@@ -81,7 +82,7 @@ def load(mode: str) -> Flannel:
 
 
 @dataclass(frozen=True)
-class Flannel:
+class Flannel(Plain):
     """Flannel with one of its backends: ``vxlan``, ``vxlan-directrouting`` or ``host-gw``."""
 
     mode: str

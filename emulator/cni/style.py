@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from emulator.cluster.ipam import Ipam
-from emulator.cluster.model import Cluster, Node, Pod, Topology
+from emulator.cluster.model import Cluster, Machine, Node, Pod, Topology
 from emulator.plan.model import AnyObject
 
 ENTRY_POINTS = "cnilab.styles"
@@ -25,7 +25,7 @@ class Style(Protocol):
     (``emulator.kernel.capabilities`` knows them).
 
     The three parts are planned apart so that a change costs what it touches. ``pod`` may depend on nothing
-    but its arguments' own fields and the cluster's topology, ``node`` on the topology, all nodes, and the
+    but its arguments' own fields and the cluster's topology, ``node`` on the topology, all nodes, the cluster's other objects, and the
     pods on its own node: their results are kept while those are equal (``emulator.plan.build``).
     """
 
@@ -33,6 +33,11 @@ class Style(Protocol):
     mode: str
     title: str
     requires: tuple[str, ...]
+
+    def prepare(self, topology: Topology) -> Topology:
+        """The underlay as this style finds it, before anything is built: a cloud's style lays its fabric over the
+        switches. Most take it as it is."""
+        ...
 
     def ipam(self, topology: Topology) -> Ipam:
         """The address manager of the real CNI, for pods of ``topology``. Raises TopologyError if the CIDRs
@@ -47,6 +52,20 @@ class Style(Protocol):
         """What the style puts into one node: devices, routes to the others, rules, daemons."""
         ...
 
+    def router(self, cluster: Cluster, router: Machine) -> Iterable[AnyObject]:
+        """What a router of the underlay runs for this style's sake: BGP with the nodes. Most need nothing."""
+        ...
+
     def pod(self, cluster: Cluster, node: Node, pod: Pod) -> Iterable[AnyObject]:
         """What wires one pod (never a ``host_network`` one): its namespace, veth, addresses, routes, host routes."""
         ...
+
+
+class Plain:
+    """What most styles have in common: they take the underlay as it is, and ask nothing of its routers."""
+
+    def prepare(self, topology: Topology) -> Topology:
+        return topology
+
+    def router(self, cluster: Cluster, router: Machine) -> Iterable[AnyObject]:
+        return ()

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
-from emulator.cluster.model import Cluster, Node, Pod
+from emulator.cluster.model import Cluster, Machine, Node, Pod
 from emulator.plan.model import AnyObject, Bridge, Key, Offloads, Plan, Veth, Vxlan
 from emulator.plan.underlay import underlay
 
@@ -24,6 +24,8 @@ class Planner(Protocol):
     mode: str
 
     def node(self, cluster: Cluster, node: Node) -> Iterable[AnyObject]: ...
+
+    def router(self, cluster: Cluster, router: Machine) -> Iterable[AnyObject]: ...
 
     def pod(self, cluster: Cluster, node: Node, pod: Pod) -> Iterable[AnyObject]: ...
 
@@ -63,6 +65,11 @@ def build(
             fragments[key] = old[key]
         else:
             take(key, style.node(cluster, node))
+    for router in cluster.topology.of_kind("router"):
+        if router.ns in old:
+            fragments[router.ns] = old[router.ns]
+        elif objects := tuple(style.router(cluster, router)):
+            take(router.ns, objects)
     for pod in cluster.pods:
         if pod.host_network:
             continue
@@ -107,7 +114,8 @@ def _reusable(before: Cluster, now: Cluster, fragments: dict[str, Fragment]) -> 
             changed_nodes.add(pod.node)
         elif pod.node in same_node:
             keep.add(f"pod/{pod.key}")
-    if before.nodes == now.nodes:
+    if before.nodes == now.nodes and (before.objects is now.objects or before.objects == now.objects):
+        keep |= {router.ns for router in now.topology.of_kind("router")}
         old_names = _names_by_node(before)
         new_names = _names_by_node(now)
         keep |= {

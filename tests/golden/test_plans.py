@@ -26,8 +26,8 @@ CASES = [(style, name) for style in STYLES for name in TOPOLOGIES] + [("flannel:
 
 @pytest.mark.parametrize(("spec", "topology"), CASES)
 def test_the_plan_is_the_golden_one(spec: str, topology: str) -> None:
-    described = load_topology(topology)
     style = load_style(spec)
+    described = style.prepare(load_topology(topology))
     cluster = assemble(described, (), style.ipam(described))
     style.check(cluster)
     plan = build(cluster, style)
