@@ -195,6 +195,7 @@ def _record(one: Wanted, name: str, node: str, addresses: tuple[str, ...]) -> Po
         service_account=spec.service_account_name or "default",
         hostname=hostname,
         subdomain=spec.subdomain or "",
+        restart_policy=spec.restart_policy or "Always",
     )
 
 

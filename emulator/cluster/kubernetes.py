@@ -53,7 +53,7 @@ def pod_object(pod: Pod, node: Node) -> Object:
     spec: Object = {
         "nodeName": pod.node,
         "serviceAccountName": pod.service_account,
-        "restartPolicy": "Always",
+        "restartPolicy": pod.restart_policy,
         "containers": [_container(container) for container in pod.containers],
     }
     if pod.host_network:

@@ -6,7 +6,7 @@ is skipped here; :mod:`emulator.cluster.manifests` has checked it against the fu
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -52,6 +52,7 @@ class PodSpec(msgspec.Struct, frozen=True, rename="camel"):
     host_network: bool | None = None
     hostname: str | None = None
     subdomain: str | None = None
+    restart_policy: Literal["Always", "OnFailure", "Never"] | None = None
     service_account_name: str | None = None
 
 

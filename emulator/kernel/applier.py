@@ -31,7 +31,6 @@ from emulator.plan.model import (
     Namespace,
     NftTable,
     Offloads,
-    Plan,
     Route,
     Sysctl,
 )
@@ -96,11 +95,14 @@ class Applier:
             self._undo(journal, error)
             raise
 
-    def wait_learned(self, plan: Plan, timeout: float = 30.0, progress: Progress | None = None) -> None:
-        """Return once every route that a daemon must bring is in the kernel (see :mod:`emulator.kernel.learned`)."""
+    def wait_learned(
+        self, objects: Iterable[AnyObject], timeout: float = 30.0, progress: Progress | None = None
+    ) -> None:
+        """Return once every route among ``objects`` (a plan, say) that a daemon must bring is in the kernel (see
+        :mod:`emulator.kernel.learned`)."""
         from emulator.kernel.learned import wait_learned
 
-        wanted = [item for item in plan if isinstance(item, Route) and item.learned]
+        wanted = [item for item in objects if isinstance(item, Route) and item.learned]
         wait_learned(wanted, self.wiring.channel, self.wiring.netns, self.supervisor, timeout, progress or _silent)
 
     def close(self) -> None:

@@ -7,10 +7,13 @@ of it.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -23,6 +26,7 @@ LOG_DIRECTORY = "/run/cnilab/logs/pods"
 LOG_LIMIT = 1024 * 1024  # bytes
 LAST_LINES = 20
 STOP_TIMEOUT = 2.0  # seconds between SIGTERM and SIGKILL; a kubelet gives 30, a lab must not wait for it
+FORGIVEN = 600.0  # seconds that a process must have run for its earlier failures to be forgotten (pkg/kubelet)
 BACKOFF = (0.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0)  # seconds, pkg/kubelet: MaxContainerBackOff and its base
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -83,6 +87,8 @@ class PodCommands:
             folder = f"{self._logs}/{command.place.replace('/', '_')}"
             os.makedirs(folder, exist_ok=True)
             running = _Running(command, f"{folder}/{command.name}.log")
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(running.log)  # of an earlier pod of that name
             running.thread = threading.Thread(target=self._keep, args=(running,), name=command.place, daemon=True)
             with self._lock:
                 self._running[command.place, command.name] = running
@@ -129,52 +135,110 @@ class PodCommands:
 
     def _keep(self, running: _Running) -> None:
         """Run the command, again and again."""
-        command = running.command
+        command, log = running.command, _Log(running.log)
+        failures = 0
         while not running.stop.is_set():
+            begun = time.monotonic()
             try:
-                running.process = in_thread(lambda: _spawn(command, running.log))
+                running.process = in_thread(lambda: _spawn(command))
             except OSError as error:
-                with open(running.log, "a") as log:
-                    log.write(f"cnilab: cannot run {command.argv[0]}: {error.strerror}\n")
+                log.write(f"cnilab: cannot run {command.argv[0]}: {error.strerror}\n".encode())
                 running.code = 127 if isinstance(error, FileNotFoundError) else 126
             else:
                 if running.stop.is_set():
                     _signal(running, signal.SIGTERM)
-                running.code = running.process.wait()
-            _bound(running.log)
+                running.code = _attend(running.process, log)
             if running.stop.is_set():
                 return
             failed = running.code != 0
+            running.state = "died" if failed else "completed"
             if command.restart == "Never" or (command.restart == "OnFailure" and not failed):
-                running.state = "died" if failed else "completed"
                 return
-            running.state = "died"
-            if running.stop.wait(BACKOFF[min(running.restarts, len(BACKOFF) - 1)]):
+            if time.monotonic() - begun > FORGIVEN:
+                failures = 0
+            if running.stop.wait(BACKOFF[min(failures, len(BACKOFF) - 1)]):
                 return
+            failures += 1
             running.restarts += 1
             running.state = "running"
 
 
-def _spawn(command: Command, log: str) -> subprocess.Popen[bytes]:
+class _Log:
+    """A file that never holds more than ``LOG_LIMIT`` bytes: the end of what was written."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._size = 0
+
+    def write(self, data: bytes) -> None:
+        with open(self._path, "ab") as file:
+            file.write(data)
+            self._size = file.tell()
+        if self._size > LOG_LIMIT:
+            with open(self._path, "rb+") as file:
+                file.seek(self._size - LOG_LIMIT // 2)
+                rest = file.read()
+                file.seek(0)
+                file.truncate()
+                file.write(rest)
+
+
+def _spawn(command: Command) -> subprocess.Popen[bytes]:
     """In a thread of its own: put it into the pod, then start the process, which stays there."""
-    with open(log, "ab") as output:
-        descriptor = os.open(command.netns, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            sc.setns(descriptor, sc.CLONE_NEWNET)
-        finally:
-            os.close(descriptor)
-        own_mounts(command.files, fresh_sys=True)
-        sc.unshare(sc.CLONE_NEWUTS)
-        sc.set_hostname(command.hostname)
-        return subprocess.Popen(
-            command.argv,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            cwd="/",
-            env={"PATH": PATH, "HOSTNAME": command.hostname, "HOME": "/root", "LC_ALL": "C.UTF-8", **command.env},
-        )
+    descriptor = os.open(command.netns, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        sc.setns(descriptor, sc.CLONE_NEWNET)
+    finally:
+        os.close(descriptor)
+    own_mounts(command.files, fresh_sys=True)
+    sc.unshare(sc.CLONE_NEWUTS)
+    sc.set_hostname(command.hostname)
+    return subprocess.Popen(
+        command.argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        cwd="/",
+        env={"PATH": PATH, "HOSTNAME": command.hostname, "HOME": "/root", "LC_ALL": "C.UTF-8", **command.env},
+    )
+
+
+def _attend(process: subprocess.Popen[bytes], log: _Log) -> int:
+    """Move what a process prints into its log until it ends; its exit status. Children that it leaves behind end with
+    it, as in a container whose first process ends."""
+    assert process.stdout is not None
+    output = process.stdout.fileno()
+    os.set_blocking(output, False)
+    poll = select.poll()
+    ended = os.pidfd_open(process.pid)
+    poll.register(ended, select.POLLIN)
+    poll.register(output, select.POLLIN)
+    over = False
+    try:
+        while not over:
+            ready = {descriptor for descriptor, _ in poll.poll()}
+            over = ended in ready  # looked at before the output: what it said last is in the pipe by then
+            while output >= 0 and (over or output in ready):
+                try:
+                    data = os.read(output, 65536)
+                except BlockingIOError:
+                    break
+                if not data:
+                    poll.unregister(output)
+                    output = -1
+                    break
+                log.write(data)
+                if not over:
+                    break
+    finally:
+        os.close(ended)
+        process.stdout.close()
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+    return process.wait()
 
 
 def _signal(running: _Running, number: int) -> None:
@@ -191,15 +255,3 @@ def _read(path: str) -> str:
             return file.read(LOG_LIMIT).decode(errors="replace")
     except FileNotFoundError:
         return ""
-
-
-def _bound(path: str) -> None:
-    """Keep the end of a log that has grown too long."""
-    with open(path, "rb+") as file:
-        size = file.seek(0, os.SEEK_END)
-        if size > LOG_LIMIT:
-            file.seek(size - LOG_LIMIT // 2)
-            rest = file.read()
-            file.seek(0)
-            file.truncate()
-            file.write(rest)

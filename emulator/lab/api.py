@@ -8,26 +8,32 @@ the answer is sent. The verbs (apply of many objects at once, probe, capture, fa
 from __future__ import annotations
 
 import re
-import socket
-import socketserver
+import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import msgspec
 
 from emulator import __version__
-from emulator.cluster.kinds import KINDS, Kind
+from emulator.cluster.kinds import KINDS, Kind, kind_of
+from emulator.cluster.workloads import GENERATED_MAX, SAFE_ALPHABET
 from emulator.errors import AlreadyExists, CheckFailed, CnilabError, InputError, NotFound, Unsupported, UserError
-from emulator.lab.runtime import Runtime
+from emulator.lab.patches import merge, strategic_merge
+from emulator.lab.runtime import Conflict, Forbidden, Runtime
 from emulator.lab.selectors import field_matches, label_matches
-from emulator.lab.store import Expired, Object, Ref
+from emulator.lab.store import Event, Expired, Object, Ref, ref_of
 
-MAX_BODY = 64 * 1024 * 1024  # bytes: ten thousand generous objects
 JSON = "application/json"
+YAML = ("application/yaml", "application/x-yaml", "text/yaml")
+MERGE_PATCH = "application/merge-patch+json"
+STRATEGIC_PATCH = "application/strategic-merge-patch+json"
+APPLY_PATCH = "application/apply-patch+yaml"
+WATCH_SECONDS = 1800.0  # how long a watch lasts that does not say so itself; the API server takes 30 to 60 minutes
+HEARTBEAT = 1.0  # seconds after which a silent watch is looked at: its client may have gone
+SHORT_NAME = 5  # random characters that generateName adds
 
 Query = dict[str, str]
 
@@ -53,106 +59,127 @@ Verb = Callable[[dict[str, str], Query, Any], Any]
 
 class Api:
     """Routes requests. ``verbs`` are (method, path pattern, function): the function gets the path's fields, the query
-    and the decoded body, and returns JSON-able data or a :class:`Stream`."""
+    and the decoded body, and returns JSON-able data or a :class:`Stream`. ``warnings`` go with every answer."""
 
-    def __init__(self, runtime: Runtime, verbs: list[tuple[str, str, Verb]]) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        verbs: list[tuple[str, str, Verb]],
+        warnings: Callable[[], Sequence[str]] = lambda: (),
+    ) -> None:
         self._runtime = runtime
+        self.warnings = warnings
         self._verbs = [(method, _pattern(path), function) for method, path, function in verbs]
         self._kinds = {(kind.group, kind.plural): kind for kind in KINDS}
 
-    def handle(self, method: str, target: str, body: bytes) -> tuple[int, Any]:
+    def handle(
+        self, method: str, target: str, body: bytes, headers: Mapping[str, str] | None = None
+    ) -> tuple[int, Any]:
         """Answer one request: the status code, and data or a Stream. Never raises for what a client can cause."""
         try:
-            return self._route(method, target, body)
+            return self._route(method, target, body, headers or {})
         except Exception as error:
-            code, status = failure(error)
-            return code, status
+            return failure(error)
 
-    def _route(self, method: str, target: str, body: bytes) -> tuple[int, Any]:
+    def _route(self, method: str, target: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, Any]:
         parts = urlsplit(target)
         query = {key: values[-1] for key, values in parse_qs(parts.query, keep_blank_values=True).items()}
         path = unquote(parts.path).rstrip("/") or "/"
-        data = _decode(body) if body else None
+        headers = {key.title(): value for key, value in headers.items()}
+        kind_of_body = headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        found = False
         for verb_method, pattern, function in self._verbs:
             match = pattern.fullmatch(path)
+            found = found or match is not None
             if match and verb_method == method:
-                return 200, function(match.groupdict(), query, data)
-        discovery = self._discovery(path) if method == "GET" else None
-        if discovery is not None:
+                return 200, function(match.groupdict(), query, _decode(body, kind_of_body))
+        discovery = self._discovery(path)
+        if discovery is not None and method == "GET":
             return 200, discovery
         match = _RESOURCE.fullmatch(path)
+        if found or discovery is not None:
+            raise _not_allowed()
         if match is None:
-            raise ApiError(404, "NotFound", "the server could not find the requested resource")
+            raise _not_found()
+        accept = headers.get("Accept", "")
+        if accept and "json" not in accept and "*" not in accept:
+            raise ApiError(406, "NotAcceptable", "only the following media types are accepted: application/json")
         kind = self._kind(match["group"] or "", match["version"], match["plural"])
         namespace, name = match["namespace"] or "", match["name"] or ""
+        if (namespace and not kind.namespaced) or (name and kind.namespaced and not namespace):
+            raise _not_found()
         if method == "GET":
             return 200, self._read(kind, namespace, name, query)
+        if kind.namespaced and not namespace:
+            raise _not_allowed()  # objects of all namespaces at once can be read, nothing else
         if method == "POST" and not name:
-            return 201, self._create(kind, namespace, data)
-        if method in ("PUT", "PATCH") and name:
-            return 200, self._update(kind, Ref(kind.group, kind.kind, namespace, name), data, method)
-        if method == "DELETE" and name:
+            return 201, self._create(kind, namespace, _decode(body, kind_of_body))
+        if method == "PUT" and name:
+            return 200, self._replace(kind, Ref(kind.group, kind.kind, namespace, name), _decode(body, kind_of_body))
+        if method == "PATCH" and name:
             ref = Ref(kind.group, kind.kind, namespace, name)
-            self._existing(ref, kind)
-            self._runtime.delete([ref])
-            return 200, _status(200, "Success", "", "", {"name": name, "kind": kind.plural})
-        raise ApiError(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
+            return self._patch(kind, ref, _decode(body, kind_of_body), kind_of_body)
+        if method == "DELETE":
+            return 200, self._delete(kind, namespace, name, query, _decode(body, kind_of_body))
+        raise _not_allowed()
 
     def _kind(self, group: str, version: str, plural: str) -> Kind:
         kind = self._kinds.get((group, plural))
-        if kind is not None:
+        if kind is not None and kind.version == version:
             return kind
-        for obj in self._runtime.store.all():  # kinds that only a manifest told us of
-            obj_group, _, obj_version = obj["apiVersion"].rpartition("/")
-            name = obj["kind"]
-            if obj_group == group and obj_version == version and plural in (name.lower() + "s", name.lower() + "es"):
-                return Kind(
-                    kind=name,
-                    api_version=obj["apiVersion"],
-                    plural=plural,
-                    singular=name.lower(),
-                    short_names=(),
-                    namespaced="namespace" in obj["metadata"],
-                    known=False,
-                )
-        raise ApiError(404, "NotFound", "the server could not find the requested resource")
+        for obj in self._runtime.store.all():  # kinds and versions that only a manifest told us of
+            kind = kind_of(obj["apiVersion"], obj["kind"])
+            if (kind.group, kind.version, kind.plural) == (group, version, plural):
+                return kind if kind.known else msgspec.structs.replace(kind, namespaced="namespace" in obj["metadata"])
+        raise _not_found()
 
     def _read(self, kind: Kind, namespace: str, name: str, query: Query) -> Any:
+        wanted = _filter(query)
+        if query.get("watch") in ("true", "1"):
+            return Stream(self._watch(kind, namespace, name, query, wanted))
         if name:
             return self._existing(Ref(kind.group, kind.kind, namespace, name), kind)
-
-        def wanted(obj: Object) -> bool:
-            labels, fields = query.get("labelSelector", ""), query.get("fieldSelector", "")
-            return label_matches(labels, obj) and field_matches(fields, obj)
-
-        if query.get("watch") in ("true", "1"):
-            return Stream(self._watch(kind, namespace, query, wanted))
-        version = self._runtime.store.version
-        items = [obj for obj in self._runtime.store.select(kind.group, kind.kind, namespace) if wanted(obj)]
+        version, items = self._runtime.store.snapshot(kind.group, kind.kind, namespace)
         return {
             "apiVersion": kind.api_version,
             "kind": f"{kind.kind}List",
             "metadata": {"resourceVersion": str(version)},
-            "items": items,
+            "items": [obj for obj in items if wanted(obj)],
         }
 
-    def _watch(self, kind: Kind, namespace: str, query: Query, wanted: Callable[[Object], bool]) -> Iterator[bytes]:
-        deadline = time.monotonic() + float(query.get("timeoutSeconds", "1800"))
-        text = query.get("resourceVersion", "")
-        since = int(text) if text.isdigit() else 0
-        if since == 0:  # as the API server: first what is there, then what changes
-            since = self._runtime.store.version
-            for obj in self._runtime.store.select(kind.group, kind.kind, namespace):
-                if wanted(obj):
-                    yield msgspec.json.encode({"type": "ADDED", "object": obj}) + b"\n"
+    def _watch(
+        self, kind: Kind, namespace: str, name: str, query: Query, wanted: Callable[[Object], bool]
+    ) -> Iterator[bytes]:
+        """The events of a watch. What is wrong with the request is said here, not in the middle of the answer."""
         try:
-            for event in self._runtime.store.watch(since, deadline):
-                same = event.ref.kind == kind.kind and event.ref.group == kind.group
-                if same and (not namespace or event.ref.namespace == namespace) and wanted(event.object):
-                    yield msgspec.json.encode({"type": event.type, "object": event.object}) + b"\n"
-        except Expired:
-            status = _status(410, "Failure", "Expired", "too old resource version")
-            yield msgspec.json.encode({"type": "ERROR", "object": status}) + b"\n"
+            deadline = time.monotonic() + float(query.get("timeoutSeconds") or WATCH_SECONDS)
+            since = int(query.get("resourceVersion") or 0)
+        except ValueError as error:
+            raise ApiError(400, "BadRequest", f"the watch cannot be read: {error}") from None
+        if query.get("sendInitialEvents") in ("true", "1"):  # clients then fall back to list and watch
+            message = "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled"
+            raise ApiError(422, "Invalid", message)
+
+        def mine(obj: Object | None) -> bool:
+            return obj is not None and (not name or obj["metadata"]["name"] == name) and wanted(obj)
+
+        def events() -> Iterator[bytes]:
+            nonlocal since
+            if since == 0:  # as the API server: first what is there, then what changes
+                since, there = self._runtime.store.snapshot(kind.group, kind.kind, namespace)
+                yield from (_event("ADDED", obj) for obj in there if mine(obj))
+            try:
+                while time.monotonic() < deadline:
+                    yield b""
+                    for event in self._runtime.store.watch(since, min(deadline, time.monotonic() + HEARTBEAT)):
+                        since = event.version
+                        ref = event.ref
+                        if (ref.group, ref.kind, namespace or ref.namespace) == (kind.group, kind.kind, ref.namespace):
+                            yield from _seen_through(event, mine)
+            except Expired as error:
+                yield _event("ERROR", _status(410, "Failure", "Expired", str(error)))
+
+        return events()
 
     def _existing(self, ref: Ref, kind: Kind) -> Object:
         obj = self._runtime.store.get(ref)
@@ -162,31 +189,64 @@ class Api:
 
     def _create(self, kind: Kind, namespace: str, data: Any) -> Object:
         obj = _matching(kind, namespace, "", data)
-        ref = Ref(kind.group, kind.kind, obj["metadata"].get("namespace", ""), obj["metadata"].get("name", ""))
-        if self._runtime.store.get(ref) is not None:
-            raise ApiError(409, "AlreadyExists", f'{_resource(kind)} "{ref.name}" already exists')
-        self._runtime.apply([obj])
-        return self._existing(ref, kind)
-
-    def _update(self, kind: Kind, ref: Ref, data: Any, method: str) -> Object:
-        known = self._runtime.store.get(ref)
-        if method == "PATCH":
-            if not isinstance(data, dict):
-                raise ApiError(415, "UnsupportedMediaType", "only merge patches and apply patches are understood")
-            obj = merge(known or {}, data)
-        else:
-            obj = data
-        obj = _matching(kind, ref.namespace, ref.name, obj)
-        version = (data.get("metadata") or {}).get("resourceVersion") if isinstance(data, dict) else None
-        if known is not None and version not in (None, known["metadata"]["resourceVersion"]):
-            raise ApiError(
-                409,
-                "Conflict",
-                f'Operation cannot be fulfilled on {_resource(kind)} "{ref.name}": the object has been modified; '
-                "please apply your changes to the latest version and try again",
+        self._check_namespace(namespace)
+        metadata = obj["metadata"]
+        prefix = metadata.get("generateName")
+        if not metadata.get("name") and isinstance(prefix, str) and prefix:
+            metadata["name"] = prefix[:GENERATED_MAX] + "".join(
+                secrets.choice(SAFE_ALPHABET) for _ in range(SHORT_NAME)
             )
-        self._runtime.apply([obj])
-        return self._existing(ref, kind)
+        if not isinstance(metadata.get("name"), str) or not metadata["name"]:
+            raise ApiError(
+                422, "Invalid", f'{kind.kind} "" is invalid: metadata.name: Required value: name is required'
+            )
+        return self._runtime.create(obj)
+
+    def _replace(self, kind: Kind, ref: Ref, data: Any) -> Object:
+        obj = _matching(kind, ref.namespace, ref.name, data)
+        self._existing(ref, kind)
+        return self._runtime.update(ref, lambda _known: obj, _version(data))
+
+    def _patch(self, kind: Kind, ref: Ref, data: Any, content_type: str) -> tuple[int, Object]:
+        if content_type not in (MERGE_PATCH, STRATEGIC_PATCH, APPLY_PATCH, JSON, ""):
+            message = (
+                f"patches of type {content_type} are not understood: {MERGE_PATCH}, {STRATEGIC_PATCH}, {APPLY_PATCH}"
+            )
+            raise ApiError(415, "UnsupportedMediaType", message)
+        if not isinstance(data, dict):
+            raise ApiError(400, "BadRequest", "the patch is not an object")
+        how = merge if content_type == MERGE_PATCH else strategic_merge
+        before = self._runtime.store.get(ref)
+        if before is None and content_type != APPLY_PATCH:
+            raise ApiError(404, "NotFound", f'{_resource(kind)} "{ref.name}" not found')
+        self._check_namespace(ref.namespace)
+
+        def change(known: Object | None) -> Object:
+            return _matching(kind, ref.namespace, ref.name, how(known or {}, data))
+
+        after = self._runtime.update(ref, change, _version(data))
+        return (201 if before is None else 200), after
+
+    def _delete(self, kind: Kind, namespace: str, name: str, query: Query, data: Any) -> Object:
+        if not name:
+            wanted = _filter(query)
+            refs = [ref_of(obj) for obj in self._runtime.store.select(kind.group, kind.kind, namespace) if wanted(obj)]
+            self._runtime.delete(refs)
+            return _status(200, "Success", "", "", {"kind": kind.plural})
+        ref = Ref(kind.group, kind.kind, namespace, name)
+        held = self._existing(ref, kind)
+        conditions = data.get("preconditions") if isinstance(data, dict) else None
+        for field, value in (conditions or {}).items() if isinstance(conditions, dict) else ():
+            if value is not None and held["metadata"].get(field) != value:
+                raise ApiError(
+                    409, "Conflict", f"the {field} in the precondition ({value}) does not match the object's"
+                )
+        self._runtime.delete([ref])
+        return _status(200, "Success", "", "", {"name": name, "kind": kind.plural, "uid": held["metadata"]["uid"]})
+
+    def _check_namespace(self, namespace: str) -> None:
+        if namespace and self._runtime.store.get(Ref("", "Namespace", "", namespace)) is None:
+            raise ApiError(404, "NotFound", f'namespaces "{namespace}" not found')
 
     def _discovery(self, path: str) -> Any:
         if path == "/version":
@@ -248,16 +308,63 @@ def _resource(kind: Kind) -> str:
     return f"{kind.plural}.{kind.group}" if kind.group else kind.plural
 
 
-def _decode(body: bytes) -> Any:
-    try:
-        return msgspec.json.decode(body)
-    except msgspec.DecodeError as json_error:
-        import yaml  # apply patches may be YAML (kubectl apply --server-side)
+def _not_found() -> ApiError:
+    return ApiError(404, "NotFound", "the server could not find the requested resource")
+
+
+def _not_allowed() -> ApiError:
+    return ApiError(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
+
+
+def _decode(body: bytes, content_type: str) -> Any:
+    """The body as plain data; None if there is none. Raises ApiError."""
+    if not body:
+        return None
+    if content_type in YAML or content_type == APPLY_PATCH:
+        from emulator.cluster.strict_yaml import Malformed, documents
 
         try:
-            return yaml.load(body, yaml.CSafeLoader)
-        except yaml.YAMLError:
-            raise ApiError(400, "BadRequest", f"the body is not JSON: {json_error}") from None
+            values = [document.value for document in documents(body.decode())]
+        except (Malformed, UnicodeDecodeError) as error:
+            raise ApiError(400, "BadRequest", f"the body is not YAML: {error}") from None
+        if len(values) != 1:
+            raise ApiError(400, "BadRequest", f"the body holds {len(values)} YAML documents, not one")
+        return values[0]
+    if content_type and not content_type.endswith("json"):
+        raise ApiError(415, "UnsupportedMediaType", f"the body of the request was in an unknown format: {content_type}")
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ApiError(400, "BadRequest", f"the body is not JSON: {error}") from None
+
+
+def _filter(query: Query) -> Callable[[Object], bool]:
+    """Whether an object fits the selectors of a query. Raises UserError at once for one that cannot be read."""
+    labels, fields = query.get("labelSelector", ""), query.get("fieldSelector", "")
+    nothing: Object = {"metadata": {}}
+    label_matches(labels, nothing)
+    field_matches(fields, nothing)
+    return lambda obj: label_matches(labels, obj) and field_matches(fields, obj)
+
+
+def _event(kind: str, obj: Object) -> bytes:
+    return msgspec.json.encode({"type": kind, "object": obj}) + b"\n"
+
+
+def _seen_through(event: Event, mine: Callable[[Object | None], bool]) -> Iterator[bytes]:
+    """An event as a watcher with selectors sees it: what begins to fit comes, what no longer fits goes."""
+    before, after = mine(event.before), event.type != "DELETED" and mine(event.object)
+    if after:
+        yield _event("MODIFIED" if before else "ADDED", event.object)
+    elif before:
+        yield _event("DELETED", event.object)
+
+
+def _version(data: Any) -> str:
+    """The resourceVersion that an object or patch insists on; empty for none."""
+    metadata = data.get("metadata") if isinstance(data, dict) else None
+    version = metadata.get("resourceVersion") if isinstance(metadata, dict) else None
+    return version if isinstance(version, str) else ""
 
 
 def _matching(kind: Kind, namespace: str, name: str, data: Any) -> Object:
@@ -269,22 +376,12 @@ def _matching(kind: Kind, namespace: str, name: str, data: Any) -> Object:
         if value and metadata.setdefault(field, value) != value:
             raise ApiError(400, "BadRequest", f"the {field} of the object does not match the {field} on the request")
     obj = {"apiVersion": kind.api_version, "kind": kind.kind, **data, "metadata": metadata}
-    if obj["kind"] != kind.kind:
-        raise ApiError(400, "BadRequest", f"{obj['kind']} in body does not match {kind.kind} of the path")
+    for field, wanted in (("kind", kind.kind), ("apiVersion", kind.api_version)):
+        if obj[field] != wanted:
+            raise ApiError(
+                400, "BadRequest", f"the {field} of the object, {obj[field]!r}, is not {wanted} as in the path"
+            )
     return obj
-
-
-def merge(target: Any, patch: Any) -> Any:
-    """RFC 7386, JSON merge patch."""
-    if not isinstance(patch, dict):
-        return patch
-    result = dict(target) if isinstance(target, dict) else {}
-    for key, value in patch.items():
-        if value is None:
-            result.pop(key, None)
-        else:
-            result[key] = merge(result.get(key), value)
-    return result
 
 
 def _status(code: int, status: str, reason: str, message: str, details: Object | None = None) -> Object:
@@ -308,6 +405,10 @@ def failure(error: Exception) -> tuple[int, Object]:
         code, reason = 404, "NotFound"
     elif isinstance(error, AlreadyExists):
         code, reason = 409, "AlreadyExists"
+    elif isinstance(error, Conflict):
+        code, reason = 409, "Conflict"
+    elif isinstance(error, Forbidden):
+        code, reason = 403, "Forbidden"
     elif isinstance(error, InputError):
         code, reason = 422, "Invalid"
     elif isinstance(error, (Unsupported, UserError, CheckFailed)):
@@ -318,82 +419,3 @@ def failure(error: Exception) -> tuple[int, Object]:
 
     status["cnilab"] = error_to_wire(error)
     return code, status
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Speaks HTTP/1.1 for :class:`Server`'s ``api``."""
-
-    protocol_version = "HTTP/1.1"
-    server: Server
-
-    def _serve(self) -> None:
-        length = self.headers.get("Content-Length", "0")
-        if not length.isdigit() or int(length) > MAX_BODY:
-            self.close_connection = True
-            self._send(413, _status(413, "Failure", "RequestEntityTooLarge", "the body is too large"))
-            return
-        body = self.rfile.read(int(length))
-        code, answer = self.server.api.handle(self.command, self.path, body)
-        if isinstance(answer, Stream):
-            self._send_stream(answer)
-        else:
-            self._send(code, answer)
-
-    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _serve  # noqa: N815 - the names that http.server looks for
-
-    def _send(self, code: int, data: Any) -> None:
-        body = msgspec.json.encode(data)
-        self.send_response(code)
-        self.send_header("Content-Type", JSON)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def _send_stream(self, stream: Stream) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", stream.content_type)
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
-        try:
-            for chunk in stream.chunks:
-                if chunk:
-                    self.wfile.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
-                    self.wfile.flush()
-            self.wfile.write(b"0\r\n\r\n")
-        except (BrokenPipeError, ConnectionResetError):
-            self.close_connection = True
-        finally:
-            close = getattr(stream.chunks, "close", None)
-            if close is not None:
-                close()
-
-    def address_string(self) -> str:
-        """There is no address behind a Unix socket."""
-        return "local"
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Requests are not logged: the client prints what matters."""
-
-
-class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    """Listens on ``path``, which only its owner may use."""
-
-    daemon_threads = True
-    request_queue_size = 64
-
-    def __init__(self, path: str, api: Api) -> None:
-        self.api = api
-        super().__init__(path, Handler, bind_and_activate=False)
-        import os
-
-        mask = os.umask(0o177)  # the socket is 0600 from its first moment on
-        try:
-            self.server_bind()
-        finally:
-            os.umask(mask)
-        self.server_activate()
-
-    def get_request(self) -> tuple[socket.socket, Any]:
-        """A Unix peer has no address; http.server wants one to print."""
-        request, _ = super().get_request()
-        return request, ("local", 0)

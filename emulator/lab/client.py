@@ -10,10 +10,11 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from emulator.errors import NotFound, SandboxError
+from emulator.errors import NotFound, SandboxError, UserError
 from emulator.lab.wire import error_from_wire
 
 CHUNK = 256 * 1024  # bytes
+ENDLESS = float("inf")  # seconds to wait for an answer that may be silent for any time
 
 
 class _Connection(http.client.HTTPConnection):
@@ -35,6 +36,7 @@ class Client:
     def __init__(self, socket_path: str, timeout: float | None = 120.0) -> None:
         self._path = socket_path
         self._timeout = timeout
+        self.warnings: dict[str, None] = {}  # what the lab said beside its answers, each once, in order
 
     def call(self, method: str, path: str, data: Any = None, *, timeout: float | None = None) -> Any:
         """Send JSON, return the decoded answer. Raises what the lab raised, SandboxError if there is no lab."""
@@ -49,21 +51,21 @@ class Client:
 
     def download(self, path: str, target: BinaryIO) -> None:
         """Copy the body of a GET to a file, in pieces, as they come; for endless streams too."""
-        with self._response("GET", path, None, None) as response:
+        with self._response("GET", path, None, ENDLESS) as response:
             while chunk := response.read1(CHUNK):
                 target.write(chunk)
                 target.flush()
 
     def lines(self, path: str) -> Iterator[Any]:
         """The JSON lines of an endless answer, as they come."""
-        with self._response("GET", path, None, None) as response:
+        with self._response("GET", path, None, ENDLESS) as response:
             for line in response:
                 if line.strip():
                     yield msgspec.json.decode(line)
 
     @contextmanager
     def _response(self, method: str, path: str, data: Any, timeout: float | None) -> Iterator[http.client.HTTPResponse]:
-        connection = _Connection(self._path, timeout or self._timeout)
+        connection = _Connection(self._path, None if timeout == ENDLESS else timeout or self._timeout)
         try:
             try:
                 body = None if data is None else msgspec.json.encode(data)
@@ -71,13 +73,20 @@ class Client:
                 response = connection.getresponse()
             except (FileNotFoundError, ConnectionRefusedError):
                 raise NotFound("the lab is gone", hint="`cnilab ls` shows what runs") from None
+            except PermissionError:
+                raise UserError(f"{self._path} belongs to another user", hint="a lab obeys its owner alone") from None
             except TimeoutError:
                 raise SandboxError(f"the lab did not answer {method} {path} in time") from None
             except (ConnectionError, http.client.HTTPException) as error:
                 raise SandboxError(f"the lab went away in the middle of {method} {path}: {error}") from None
-            if response.status >= 400:
-                status = msgspec.json.decode(response.read())
-                raise error_from_wire(status.get("cnilab") or {"message": status.get("message", "unknown error")})
-            yield response
+            for text in response.headers.get_all("Warning") or ():
+                self.warnings[text.partition('"')[2].rstrip('"')] = None
+            try:
+                if response.status >= 400:
+                    status = msgspec.json.decode(response.read())
+                    raise error_from_wire(status.get("cnilab") or {"message": status.get("message", "unknown error")})
+                yield response
+            except (http.client.HTTPException, ConnectionResetError) as error:
+                raise SandboxError(f"the lab went away in the middle of {method} {path}: {error}") from None
         finally:
             connection.close()

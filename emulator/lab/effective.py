@@ -7,7 +7,7 @@ from collections.abc import Collection
 import msgspec
 
 from emulator.cluster.model import Cluster
-from emulator.plan.model import UNDERLAY, AnyObject, Plan, Veth
+from emulator.plan.model import UNDERLAY, AnyObject, Plan, Route, Veth
 
 
 def without_nodes(plan: Plan, cluster: Cluster, down: Collection[str]) -> Plan:
@@ -22,6 +22,25 @@ def without_nodes(plan: Plan, cluster: Cluster, down: Collection[str]) -> Plan:
     }
     fragments[UNDERLAY] = _uncabled(plan.fragments[UNDERLAY], gone)
     return msgspec.structs.replace(plan, fragments=fragments)
+
+
+def learned_routes(
+    plan: Plan, cluster: Cluster, *, to: Collection[str] | None = None, unlike: Plan | None = None
+) -> list[Route]:
+    """The routes that routing daemons bring; with ``to``, those that lead to the pods of these nodes; with ``unlike``,
+    only of fragments that are not the very same there."""
+    other = unlike.fragments if unlike is not None else {}
+    found = [
+        item
+        for name, fragment in plan.fragments.items()
+        if other.get(name) is not fragment
+        for item in fragment
+        if isinstance(item, Route) and item.learned
+    ]
+    if to is None:
+        return found
+    ranges = {cidr for node in cluster.nodes if node.name in to for cidr in node.pod_ranges}
+    return [item for item in found if item.destination in ranges]
 
 
 def _uncabled(objects: tuple[AnyObject, ...], gone: set[str]) -> tuple[AnyObject, ...]:

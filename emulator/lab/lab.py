@@ -57,10 +57,14 @@ class Capture:
         self._id = self._lab.client.call("POST", f"{BASE}/captures", {"hops": self._hops})["id"]
         return self
 
-    def __exit__(self, *_exc: object) -> None:
-        answer = self._lab.client.call("DELETE", f"{BASE}/captures/{self._id}")
-        self.stats = msgspec.convert(answer, CaptureStats)
-        self._file = self._lab.client.raw(f"{BASE}/captures/{self._id}/file")
+    def __exit__(self, kind: type[BaseException] | None, *_exc: object) -> None:
+        try:
+            answer = self._lab.client.call("DELETE", f"{BASE}/captures/{self._id}")
+            self.stats = msgspec.convert(answer, CaptureStats)
+            self._file = self._lab.client.raw(f"{BASE}/captures/{self._id}/file")
+        except CnilabError:
+            if kind is None:  # else what ended the block says more than that its capture went with it
+                raise
 
     @property
     def pcapng(self) -> bytes:
@@ -165,8 +169,8 @@ class Lab:
     def stop(self, *, wait: bool = False) -> None:
         """End the lab and everything in it. ``wait`` until the kernel has taken its namespaces down too."""
         if self._launched is not None:
-            self._launched.stop(wait=wait)
-            self._launched = self._client = None
+            launched, self._launched, self._client = self._launched, None, None
+            launched.stop(wait=wait)
 
     @property
     def client(self) -> Client:
@@ -174,6 +178,11 @@ class Lab:
         if self._client is None:
             raise NotFound("this lab is not running")
         return self._client
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the lab has said beside its answers so far: dead daemons, wishes that this kernel could not grant."""
+        return tuple(self._client.warnings) if self._client is not None else ()
 
     # Desired state
 
@@ -203,10 +212,10 @@ class Lab:
         found = resource(kind)
         base = f"/apis/{found.group}/{found.version}" if found.group else f"/api/{found.version}"
         if found.namespaced and namespace:
-            base += f"/namespaces/{quote(namespace)}"
+            base += f"/namespaces/{quote(namespace, '')}"
         if name:
-            return [self.client.call("GET", f"{base}/{found.plural}/{quote(name)}")]
-        query = f"?labelSelector={quote(selector)}" if selector else ""
+            return [self.client.call("GET", f"{base}/{found.plural}/{quote(name, '')}")]
+        query = f"?labelSelector={quote(selector, '')}" if selector else ""
         return list(self.client.call("GET", f"{base}/{found.plural}{query}")["items"])
 
     def cluster(self) -> Cluster:
@@ -293,7 +302,7 @@ class Lab:
 
     def logs(self, place: str = "", daemon: str = "") -> dict[str, str]:
         """What daemons and pod commands have printed, by ``place/daemon``."""
-        answer = self.client.call("GET", f"{BASE}/logs?place={quote(place)}&daemon={quote(daemon)}")
+        answer = self.client.call("GET", f"{BASE}/logs?place={quote(place, '')}&daemon={quote(daemon, '')}")
         return dict(answer)
 
     # Commands
@@ -307,7 +316,7 @@ class Lab:
         return self._launch().run(self._entry(place), list(argv), timeout)
 
     def _entry(self, place: str) -> Entry:
-        return msgspec.convert(self.client.call("GET", f"{BASE}/entry?place={quote(place)}"), Entry)
+        return msgspec.convert(self.client.call("GET", f"{BASE}/entry?place={quote(place, '')}"), Entry)
 
     def _launch(self) -> Launched:
         if self._launched is None:
@@ -354,7 +363,7 @@ def _objects(manifests: Iterable[Manifest]) -> tuple[dict[str, Any], ...]:
 
 def live(lab: Lab, hops: Sequence[str], target: IO[bytes]) -> None:
     """Copy the packets at ``hops`` to ``target`` as pcapng until the reader goes away or the lab ends."""
-    query = quote(",".join(hops))
+    query = quote(",".join(hops), "")
     try:
         lab.client.download(f"{BASE}/capture?hops={query}", target)  # type: ignore[arg-type]
     except BrokenPipeError:

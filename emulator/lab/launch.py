@@ -55,7 +55,7 @@ class Launched:
     def stop(self, *, wait: bool = False) -> None:
         """End the lab. Returns once it is told to die or, with ``wait``, once its last process is gone."""
         if self._sandbox is not None:
-            self._sandbox.kill(wait=True)
+            self._sandbox.kill(wait=True)  # also reaps the launcher, which is our child
             registry.remove(self.name)
         else:
             registry.kill(self.name, wait=wait)
@@ -100,7 +100,9 @@ def launch(
     DaemonError for what fails on the way; nothing is left behind then.
     """
     from emulator.cluster.topology import load_topology
+    from emulator.cni.styles import load_style
 
+    load_style(cni)  # raises NotFound here already, before anything is begun
     resolved = topology if isinstance(topology, Topology) else load_topology(os.fspath(topology))
     chosen = name or _name(cni, detached)
     directory = registry.reserve(chosen)

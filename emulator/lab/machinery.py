@@ -5,33 +5,40 @@ Everything that has a descriptor or a process is reached through here; what is w
 
 from __future__ import annotations
 
-import os
+import signal
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from emulator.capture import session
 from emulator.cluster.model import Machine, Pod
-from emulator.errors import NotFound
+from emulator.errors import CnilabError, NotFound
 from emulator.kernel.applier import Applier
-from emulator.kernel.commands import PodCommands
+from emulator.kernel.commands import Command, PodCommands
 from emulator.kernel.netns import netns_path
+from emulator.lab.captures import Captures
 from emulator.lab.names import Place
-from emulator.lab.pods import commands_of, entry_files, server_of
-from emulator.lab.records import CaptureStats, Entry
-from emulator.plan.diff import Operation
-from emulator.plan.model import UNDERLAY, Plan
+from emulator.lab.pods import commands_of, entry_files, servers_of
+from emulator.lab.records import Entry
+from emulator.plan.describe import describe
+from emulator.plan.diff import Operation, diff
+from emulator.plan.model import UNDERLAY, Namespace, Plan, Route
 from emulator.traffic.client import TrafficEngine
 from emulator.traffic.model import InjectionReport, Server
 
 if TYPE_CHECKING:
     from emulator.kernel.hookmeter import HookMeter
 
-CHUNK = 64 * 1024  # bytes
 POD_DEVICE = "eth0"  # in every style
 
 Progress = Callable[[str], None]
+
+
+class Side(NamedTuple):
+    """The lab before or after a change: its plan (None before the first), and the pods and machines that are up."""
+
+    plan: Plan | None
+    pods: Sequence[Pod] = ()
+    machines: Sequence[Machine] = ()
 
 
 class Machinery:
@@ -39,168 +46,96 @@ class Machinery:
     thread."""
 
     def __init__(self, *, allow_missing: bool) -> None:
-        self.traffic = TrafficEngine.start()
-        self.applier = Applier(allow_missing=allow_missing, on_namespace=self._captured_from_birth)
+        self.captures = Captures()
+        self.traffic = TrafficEngine.start(wait=False)  # it is up before the first pod is
+        self.applier = Applier(allow_missing=allow_missing, on_namespace=self.captures.take_in)
         self.commands = PodCommands()
         self._meter: HookMeter | None = None
-        self._captures: dict[str, session.CaptureHandle] = {}
-        self._everywhere: set[session.CaptureHandle] = set()
-        self._files: dict[str, str] = {}
-        self._lock = threading.Lock()
-        self._names = 0
 
-    # Reaching a plan
+    # From plan to plan
 
-    def reach(
-        self,
-        operations: Sequence[Operation],
-        plan: Plan,
-        leaving: Sequence[Pod],
-        coming: Sequence[Pod],
-        machines: tuple[Sequence[Machine], Sequence[Machine]],
-        progress: Progress,
-        *,
-        await_routes: bool,
-    ) -> None:
-        """Carry out ``operations``, which lead to ``plan``. What serves the pods and machines that leave stops
-        first, what serves those that come starts last. On failure the kernel is as it was and the old ones are
-        served again."""
-        going, arriving = machines
-        self._retire(leaving, going)
+    def reach(self, old: Side, new: Side, routes: Sequence[Route], progress: Progress) -> None:
+        """Go from one side to the other: what serves the pods and machines that leave stops first, what serves those
+        that come starts last. ``routes`` are those that daemons must bring before the change is done.
+
+        On failure kernel, servers and captures are as they were; an error with ``broken`` set says that this did not
+        work out. The first change of all is not undone: the lab ends with it.
+        """
+        assert new.plan is not None
+        change = _Change(old, new, diff(old.plan, new.plan))
+        self._retire(change)
         try:
-            self.applier.apply(operations, progress)
+            self.applier.apply(change.operations, progress)
         except BaseException:
             if not self.applier.broken:
-                self._plug(leaving, going, up=True)
-                self._serve(leaving, going)
+                self._reinstate(change)
             raise
-        if await_routes:
-            self.applier.wait_learned(plan, progress=progress)
-        if self._meter is not None:
-            self._meter.install([machine.ns for machine in arriving if machine.kind == "node"])
-        self._serve(coming, arriving)
+        try:
+            if routes:
+                self.applier.wait_learned(routes, progress=progress)
+            self._serve(change)
+        except BaseException as error:
+            if old.plan is not None:
+                self._return(_Change(new, old, diff(new.plan, old.plan)), error)
+            raise
 
-    def _retire(self, pods: Sequence[Pod], machines: Sequence[Machine]) -> None:
+    def _return(self, back: _Change, error: BaseException) -> None:
+        """Undo a change that was carried out and then failed with ``error``. Routes of daemons are not waited for."""
+        try:
+            self._retire(back)
+            self.applier.apply(back.operations)
+            self._serve(back)
+        except Exception as second:  # whatever it is: the lab is half-wired
+            error.broken = True  # type: ignore[attr-defined]
+            error.add_note(f"and it could not be undone: {second}")
+            if isinstance(error, CnilabError):
+                error.hint = "the lab is half-wired: take it down with `cnilab down`"
+
+    def _retire(self, change: _Change) -> None:
         """Stop what serves pods and machines that are about to go. A machine loses its cables first, as in a power cut;
         a pod's processes end first, as the kubelet does it. Cut off, they send nothing that a capture would miss when
         it lets go of them, as it must: an open capture keeps a namespace alive."""
-        if not pods and not machines:
-            return
-        self._plug((), machines, up=False)
-        self.traffic.stop(list(dict.fromkeys([*(pod.ns for pod in pods), *(machine.ns for machine in machines)])))
-        self.commands.stop([pod.key for pod in pods])
-        self._plug(pods, (), up=False)
-        vanishing = [pod.ns for pod in pods if not pod.host_network] + [machine.ns for machine in machines]
-        for handle in self._running():
-            for ns in vanishing:
-                handle.remove(ns)
+        self._plug((), change.going, up=False)
+        if stopping := change.servers_to_stop():
+            self.traffic.stop(stopping)
+        self.commands.stop(change.commands_to_stop())
+        self._plug(change.leaving, (), up=False)
+        for ns in change.dying:
+            self.captures.let_go(ns)
+
+    def _serve(self, change: _Change) -> None:
+        """Open the ports of pods and outside hosts, and start the pods' own commands."""
+        if self._meter is not None:
+            self._meter.install([machine.ns for machine in change.arriving if machine.kind == "node"])
+        if starting := change.servers_to_start():
+            self.traffic.serve(starting)
+        self.commands.start(change.commands_to_start())
+
+    def _reinstate(self, change: _Change) -> None:
+        """What was retired serves again, after a change that the kernel refused."""
+        self._plug(change.leaving, change.going, up=True)
+        retired = set(change.servers_to_stop())
+        if starting := [server for ns, server in change.servers(change.old).items() if ns in retired]:
+            self.traffic.serve(starting)
+        ended = set(change.commands_to_stop())
+        self.commands.start([item for pod in change.old.pods if pod.key in ended for item in commands_of(pod)])
+        for ns in change.dying:
+            self.captures.take_in(ns)
 
     def _plug(self, pods: Sequence[Pod], machines: Sequence[Machine], *, up: bool) -> None:
         for machine in machines:
             for interface in machine.interfaces:
                 self.applier.wiring.set_link(machine.ns, interface.name, up=up)
         for pod in pods:
-            if not pod.host_network:
-                self.applier.wiring.set_link(pod.ns, POD_DEVICE, up=up)
+            self.applier.wiring.set_link(pod.ns, POD_DEVICE, up=up)
 
-    def _captured_from_birth(self, ns: str) -> None:
-        """Captures of everything take in what is born while they run."""
-        for handle in self._running():
-            if handle in self._everywhere:
-                handle.add(ns)
-
-    def _serve(self, pods: Sequence[Pod], machines: Sequence[Machine]) -> None:
-        """Open the ports of pods and outside hosts, and start the pods' own commands."""
-        servers: list[Server] = [server for pod in pods if (server := server_of(pod)) is not None]
-        for machine in machines:
-            if machine.ports:
-                ports = tuple((port, protocol) for port in machine.ports for protocol in ("TCP", "UDP"))
-                servers.append(Server(ns=machine.ns, netns=netns_path(machine.ns), hostname=machine.name, ports=ports))
-        if servers:
-            self.traffic.serve(servers)
-        self.commands.start([command for pod in pods for command in commands_of(pod)])
-
-    def differences(self, plan: Plan) -> list[str]:
-        """Between ``plan`` and the kernel, read back."""
+    def differences(self, plan: Plan, forgiven: Sequence[Route] = ()) -> list[str]:
+        """Between ``plan`` and the kernel, read back. Of routes that are ``forgiven`` it does not matter whether they
+        are there."""
         from emulator.kernel.readback import differences  # rarely asked for: `up` must not wait for its import
 
-        return differences(plan, self.applier)
-
-    # Captures
-
-    def capture_start(self, hops: Mapping[str, Sequence[str]], *, everywhere: bool) -> str:
-        """Begin to capture; the name of the capture. ``everywhere``: also in namespaces that are made meanwhile."""
-        handle = session.start(hops, crowd=len(hops) + 64)
-        if everywhere:
-            self._everywhere.add(handle)
-        with self._lock:
-            self._names += 1
-            name = f"c{self._names}"
-            self._captures[name] = handle
-        return name
-
-    def capture_stop(self, name: str) -> CaptureStats:
-        """End a capture; its file stays until it has been fetched."""
-        with self._lock:
-            handle = self._captures.pop(name, None)
-        if handle is None:
-            raise NotFound(f"there is no capture {name!r}")
-        self._everywhere.discard(handle)
-        stats = handle.stop()
-        with self._lock:
-            self._files[name] = stats.path
-        return CaptureStats(captured=stats.captured, lost=stats.lost)
-
-    def capture_file(self, name: str) -> Iterator[bytes]:
-        """The file of an ended capture, once: it is removed as it has been read."""
-        with self._lock:
-            path = self._files.pop(name, None)
-        if path is None:
-            raise NotFound(f"there is no ended capture {name!r}")
-
-        def pieces() -> Iterator[bytes]:
-            try:
-                with open(path, "rb") as file:
-                    while piece := file.read(CHUNK):
-                        yield piece
-            finally:
-                os.unlink(path)
-
-        return pieces()
-
-    def capture_live(self, hops: Mapping[str, Sequence[str]], *, everywhere: bool) -> Iterator[bytes]:
-        """A capture as it is taken; it ends when the generator is closed."""
-        read, write = os.pipe()
-        try:
-            handle = session.start(hops, output=write, crowd=len(hops) + 64)
-        except BaseException:
-            os.close(read)
-            raise
-        finally:
-            os.close(write)
-        if everywhere:
-            self._everywhere.add(handle)
-        with self._lock:
-            self._names += 1
-            name = f"c{self._names}"
-            self._captures[name] = handle
-
-        def pieces() -> Iterator[bytes]:
-            try:
-                while piece := os.read(read, CHUNK):
-                    yield piece
-            finally:
-                os.close(read)
-                with self._lock:
-                    self._captures.pop(name, None)
-                self._everywhere.discard(handle)
-                handle.discard()
-
-        return pieces()
-
-    def _running(self) -> list[session.CaptureHandle]:
-        with self._lock:
-            return list(self._captures.values())
+        fine = {f"{route.ns}: {describe(route)} is not there" for route in forgiven}
+        return [line for line in differences(plan, self.applier) if line not in fine]
 
     # Counting hook passes
 
@@ -268,15 +203,25 @@ class Machinery:
         """Each daemon: place, name, state, pid, detail, last log lines of a dead one."""
         return tuple(
             {"place": item.ns, "name": item.name, "state": item.state, "pid": item.pid, "code": item.code,
+             "detail": ending(item.code) if item.state == "died" else "",
              "log": item.log if item.state == "died" else ()}
             for item in self.applier.supervisor.status()
         )  # fmt: skip
+
+    def obituaries(self) -> list[str]:
+        """A line for each daemon that has died and was not started again."""
+        return [
+            f"{item.name} in {item.ns} {ending(item.code)}{f': {item.log[-1]}' if item.log else ''}"
+            for item in self.applier.supervisor.status()
+            if item.state == "died"
+        ]
 
     def processes(self) -> tuple[dict[str, Any], ...]:
         """The same for pods' own commands."""
         return tuple(
             {"place": item.place, "name": item.name, "state": item.state, "pid": item.pid, "code": item.code,
-             "restarts": item.restarts, "log": item.log if item.state == "died" else ()}
+             "restarts": item.restarts, "detail": ending(item.code) if item.state == "died" else "",
+             "log": item.log if item.state == "died" else ()}
             for item in self.commands.status()
         )  # fmt: skip
 
@@ -311,3 +256,75 @@ class Machinery:
             if node.name == name:
                 return Entry(place=place.label, hostname=name, pid=node.pid)
         raise NotFound(f"{place.label} is down")
+
+
+def ending(code: int | None) -> str:
+    """An exit status in words; negative ones are signals."""
+    if code is not None and code < 0:
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"ended with status {code}"
+
+
+class _Change:
+    """What goes, comes and stays between two sides of a change. Only places where something differs are looked at."""
+
+    def __init__(self, old: Side, new: Side, operations: Sequence[Operation]) -> None:
+        self.old = old
+        self.new = new
+        self.operations = operations
+        removed = [step.old for step in operations if step.verb == "remove"]
+        self.dying = [item.ns for item in removed if isinstance(item, Namespace)]
+        dying = self._dying = set(self.dying)
+        self._before = {pod.key: pod for pod in old.pods}
+        self._after = {pod.key: pod for pod in new.pods}
+        keys = self._before.keys() | self._after.keys()
+        self._keys = {key for key in keys if not _same(self._before.get(key), self._after.get(key))}
+        self._keys |= {pod.key for pod in old.pods if pod.ns in dying}
+        affected = [
+            pod for key in self._keys for pod in (self._before.get(key), self._after.get(key)) if pod is not None
+        ]
+        here = {machine.ns for machine in old.machines}
+        there = {machine.ns for machine in new.machines}
+        self._places = {pod.ns for pod in affected} | (here ^ there) | dying
+        self.leaving = [pod for pod in old.pods if not pod.host_network and pod.ns in dying]
+        self.going = [machine for machine in old.machines if machine.ns in dying]
+        self.arriving = [machine for machine in new.machines if machine.ns not in here or machine.ns in dying]
+
+    def servers(self, side: Side) -> dict[str, Server]:
+        """What answers in the places that the change concerns."""
+        return servers_of(
+            [pod for pod in side.pods if pod.ns in self._places],
+            [machine for machine in side.machines if machine.ns in self._places],
+        )
+
+    def servers_to_stop(self) -> list[str]:
+        after = self.servers(self.new)
+        return [ns for ns in self.servers(self.old) if ns in self._dying or ns not in after]
+
+    def servers_to_start(self) -> list[Server]:
+        before = self.servers(self.old)
+        return [
+            server for ns, server in self.servers(self.new).items() if ns in self._dying or before.get(ns) != server
+        ]
+
+    def commands_to_stop(self) -> list[str]:
+        return [key for key in self._keys if key in self._before and self._runs_anew(key)]
+
+    def commands_to_start(self) -> list[Command]:
+        return [
+            command
+            for key in self._keys
+            if key in self._after and self._runs_anew(key)
+            for command in commands_of(self._after[key])
+        ]
+
+    def _runs_anew(self, key: str) -> bool:
+        """Whether the pod's processes end, begin, or both."""
+        old, new = self._before.get(key), self._after.get(key)
+        if old is None or new is None or old.ns in self._dying:
+            return True
+        return commands_of(old) != commands_of(new)
+
+
+def _same(old: Pod | None, new: Pod | None) -> bool:
+    return old is new or old == new

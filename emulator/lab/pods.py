@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from emulator.cluster.model import Container, Pod
+from emulator.cluster.model import Container, Machine, Pod
 from emulator.kernel.commands import Command
 from emulator.kernel.netns import netns_path
 from emulator.traffic.model import Server
@@ -25,17 +27,30 @@ def container_command(container: Container) -> tuple[str, ...]:
     return (found, *container.command[1:]) if found else ()
 
 
-def server_of(pod: Pod) -> Server | None:
-    """The ports that cnilab itself answers on: those of the containers that run no command."""
-    ports = tuple(
-        (port.port, port.protocol)
-        for container in pod.containers
-        if not container_command(container)
-        for port in container.ports
-    )
-    if not ports:
-        return None
-    return Server(ns=pod.ns, netns=netns_path(pod.ns), hostname=pod.name, ports=ports)
+def servers_of(pods: Sequence[Pod], machines: Sequence[Machine]) -> dict[str, Server]:
+    """What cnilab itself answers on, by namespace: the ports of containers that run no command, and of outside hosts.
+
+    hostNetwork pods share their node's namespace, its ports and its name.
+    """
+    found: dict[str, Server] = {}
+
+    def add(ns: str, hostname: str, ports: Iterable[tuple[int, Any]]) -> None:
+        known = found[ns].ports if ns in found else ()
+        together = tuple(dict.fromkeys((*known, *ports)))
+        if together:
+            found[ns] = Server(ns=ns, netns=netns_path(ns), hostname=hostname, ports=together)
+
+    for machine in machines:
+        add(machine.ns, machine.name, [(port, protocol) for port in machine.ports for protocol in ("TCP", "UDP")])
+    for pod in pods:
+        ports = [
+            (port.port, port.protocol)
+            for container in pod.containers
+            if not container_command(container)
+            for port in container.ports
+        ]
+        add(pod.ns, pod.node if pod.host_network else pod.name, ports)
+    return found
 
 
 def commands_of(pod: Pod) -> list[Command]:
@@ -62,6 +77,20 @@ def served_by(pod: Pod) -> str:
     commands = [os.path.basename(argv[0]) for container in pod.containers if (argv := container_command(container))]
     ours = any(not container_command(container) for container in pod.containers)
     return ", ".join([*commands, *(["cnilab"] if ours else [])])
+
+
+def substitutions(pods: Iterable[Pod]) -> tuple[str, ...]:
+    """For people, one line per container of an owner: commands that this machine does not have, so that cnilab answers
+    in their place."""
+    found: dict[str, None] = {}
+    for pod in pods:
+        owner = f"{pod.namespace}/{pod.owner}" if "/" in pod.owner else f"pod {pod.key}"
+        for container in pod.containers:
+            if container.command and not container_command(container):
+                program = container.command[0]
+                found[f"{owner}, container {container.name}: {program!r} is not a program of this machine; "
+                      "cnilab answers on the container's ports instead"] = None  # fmt: skip
+    return tuple(found)
 
 
 def entry_files(pod: Pod) -> dict[str, str]:

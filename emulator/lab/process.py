@@ -10,12 +10,15 @@ import gc
 import os
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from emulator.errors import CnilabError
 from emulator.lab.records import Boot, LabStatus
+
+if TYPE_CHECKING:
+    from emulator.lab.runtime import Runtime
 
 STATUS_FD = "CNILAB_STATUS_FD"
 SOCKET = "api.sock"
@@ -37,7 +40,7 @@ class Reporter:
         if self._up:
             return
         self._finish()
-        self._phase = text
+        self._phase = text.partition(":")[0]  # "waiting for routing: 3 of 9 routes" is one phase, not nine
         self._say({"progress": text})
 
     def ready(self) -> float:
@@ -94,8 +97,10 @@ def _wire(boot: Boot, reporter: Reporter) -> Any:
     reporter.progress("starting")
     from emulator.cni.styles import load_style
     from emulator.kernel.capabilities import require
-    from emulator.lab.api import Api, Server
+    from emulator.lab.api import Api
+    from emulator.lab.http_server import Server
     from emulator.lab.machinery import Machinery
+    from emulator.lab.pods import substitutions
     from emulator.lab.runtime import Runtime
     from emulator.lab.verbs import Verbs
 
@@ -123,13 +128,26 @@ def _wire(boot: Boot, reporter: Reporter) -> Any:
             labels=machinery.labels,
             daemons=machinery.daemons(),
             processes=machinery.processes(),
+            faults=_faults(runtime),
+            notices=substitutions(cluster.pods),
             broken=runtime.broken,
         )
 
-    server = Server(os.path.join(boot.directory, SOCKET), Api(runtime, Verbs(runtime, machinery, status).table()))
+    def warnings() -> list[str]:
+        broken = [f"this lab is broken: {runtime.broken}"] if runtime.broken else []
+        return [*broken, *machinery.labels, *machinery.obituaries()]
+
+    verbs = Verbs(runtime, machinery, status).table()
+    server = Server(os.path.join(boot.directory, SOCKET), Api(runtime, verbs, warnings))
     gc.freeze()  # a plan of a thousand pods is twenty thousand objects that need not be looked at again
     taken = reporter.ready()
     return server
+
+
+def _faults(runtime: Runtime) -> tuple[str, ...]:
+    """What was broken on purpose, and is."""
+    down = [f"node {name} is down" for name in sorted(runtime.down_nodes)]
+    return (*down, *(f"the cable of {machine}:{device} is unplugged" for machine, device in sorted(runtime.unplugged)))
 
 
 if __name__ == "__main__":

@@ -63,15 +63,41 @@ class ProbeAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class CaptureStats(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a capture took and what the kernel dropped for want of room, in packets."""
+    """What a capture took and what the kernel dropped for want of room, in packets, in all and per namespace.
+
+    ``bytes`` is the size of its file; ``cut`` says why it ended before it was told to, ``missing`` which of the
+    namespaces that it was asked for were not there at its start.
+    """
 
     captured: int
     lost: int
+    bytes: int = 0
+    cut: str = ""
+    missing: tuple[str, ...] = ()
+    per_namespace: dict[str, dict[str, int]] = {}
+
+    @property
+    def gaps(self) -> tuple[str, ...]:
+        """What the capture does not hold because of how it was taken, a line each."""
+        found = []
+        if self.cut:
+            found.append(f"the capture ended early, {self.cut}: later packets are not in it")
+        if self.missing:
+            found.append(f"nothing was captured in {', '.join(self.missing)}: not there when the capture began")
+        return tuple(found)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What must be said wherever this capture's packets are shown: that some are not in it."""
+        lost = f"the capture lost {self.lost} packets for want of buffer space: hops may be missing"
+        return (lost, *self.gaps) if self.lost else self.gaps
 
 
 class LabStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     """The state of a lab. ``labels`` are warnings that every output must carry, ``choices`` the capability decisions
-    made for it, ``daemons`` one entry each: node, name, state, and the last log lines of a dead one."""
+    made for it, ``daemons`` one entry each: node, name, state, and the last log lines of a dead one. ``faults`` are
+    what was broken on purpose and is not mended, ``notices`` what is served otherwise than the manifests say,
+    ``broken`` why the lab must be taken down."""
 
     name: str
     style: str
@@ -87,6 +113,8 @@ class LabStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     labels: tuple[str, ...] = ()
     daemons: tuple[dict[str, Any], ...] = ()
     processes: tuple[dict[str, Any], ...] = ()
+    faults: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
     broken: str = ""
 
 

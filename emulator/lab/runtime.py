@@ -8,26 +8,37 @@ way leaves the lab as it was.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
 from emulator.cluster.assemble import assemble
 from emulator.cluster.ipam import Ipam
+from emulator.cluster.kinds import INITIAL_NAMESPACES
 from emulator.cluster.kubernetes import node_object, pod_object
 from emulator.cluster.manifests import validate_objects
 from emulator.cluster.model import Cluster, Node, Pod, Topology
 from emulator.cni.style import Style
-from emulator.errors import CnilabError, NotFound, UserError
-from emulator.lab.effective import without_nodes
-from emulator.lab.machinery import Machinery
+from emulator.errors import AlreadyExists, NotFound, UserError
+from emulator.lab.effective import learned_routes, without_nodes
+from emulator.lab.machinery import Machinery, Side
+from emulator.lab.objects import SERVED_BY, as_given, namespace_object, not_ready
+from emulator.lab.pods import served_by
 from emulator.lab.store import Event, Object, Ref, Store, ref_of
 from emulator.plan.build import build
-from emulator.plan.diff import diff
-from emulator.plan.model import Plan
+from emulator.plan.model import Plan, Route
 
 Progress = Callable[[str], None]
 
-POD_KIND, NAMESPACE_KIND = "Pod", "Namespace"
+POD_KIND, NAMESPACE_KIND, NODE_KIND = "Pod", "Namespace", "Node"
+
+
+class Forbidden(UserError):
+    """What no user of a cluster may do either (HTTP 403)."""
+
+
+class Conflict(UserError):
+    """Somebody else has changed the object meanwhile (HTTP 409)."""
 
 
 class Outcome(NamedTuple):
@@ -43,7 +54,7 @@ class Runtime:
     def __init__(
         self, topology: Topology, style: Style, machinery: Machinery, *, wire_accurate: bool, progress: Progress
     ) -> None:
-        self.topology = topology
+        self.topology = style.prepare(topology)
         self.style = style
         self.machinery = machinery
         self.store = Store()
@@ -51,16 +62,24 @@ class Runtime:
         self.broken = ""
         self._progress = progress
         self._lock = threading.RLock()
-        self._ipam: Ipam = style.ipam(topology)
+        self._ipam: Ipam = style.ipam(self.topology)
         self._given: dict[Ref, Object] = {}
         self._down: frozenset[str] = frozenset()
+        self._unplugged: frozenset[tuple[str, str]] = frozenset()
         self.cluster: Cluster | None = None
         self.plan: Plan | None = None
+
+    # Looking
 
     @property
     def down_nodes(self) -> frozenset[str]:
         """The nodes that a scenario has crashed and not brought back."""
         return self._down
+
+    @property
+    def unplugged(self) -> frozenset[tuple[str, str]]:
+        """The interfaces (machine, device) whose cable was pulled and not plugged in again."""
+        return self._unplugged
 
     @property
     def current(self) -> Cluster:
@@ -69,138 +88,251 @@ class Runtime:
             raise UserError("the lab has not started yet")
         return self.cluster
 
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Nothing changes while the block runs: for what must not meet a lab halfway between two states."""
+        with self._lock:
+            yield
+
+    def differences(self) -> list[str]:
+        """Between the plan and the kernel, read back, nodes that are down left out."""
+        with self._lock:
+            cluster, plan = self.current, self.plan
+            assert plan is not None
+            effective = without_nodes(plan, cluster, self._down)
+            # A crashed node withdraws nothing: the others keep its routes until their hold time is over.
+            lost = learned_routes(effective, cluster, to=self._down) if self._down else []
+            return self.machinery.differences(effective, lost)
+
+    # Changing
+
     def start(self, objects: Sequence[Object]) -> None:
         """Wire the topology and the first objects."""
         with self._lock:
-            given = {ref_of(obj): obj for obj in objects}
+            _refuse_nodes(objects)
+            given = {ref_of(obj): as_given(obj) for obj in objects}
             self._change(given, gone=frozenset())
 
     def apply(self, objects: Sequence[Object]) -> list[Outcome]:
         """Make the objects so, all or none. Raises ManifestError with everything that is wrong with them."""
         with self._lock:
             known = [obj["metadata"]["name"] for obj in self._given.values() if obj["kind"] == NAMESPACE_KIND]
-            checked = validate_objects(objects, namespaces=known)
+            checked = [as_given(obj) for obj in validate_objects(objects, namespaces=known)]
+            _refuse_nodes(checked)
             given = dict(self._given)
             given.update({ref_of(obj): obj for obj in checked})
             events = {event.ref: event for event in self._change(given, gone=frozenset())}
             return [Outcome(ref, _action(events.get(ref))) for ref in map(ref_of, checked)]
+
+    def create(self, obj: Object) -> Object:
+        """A new object; as the store holds it then. Raises AlreadyExists."""
+        with self._lock:
+            if self.store.get(ref_of(obj)) is not None:
+                raise AlreadyExists(f"{ref_of(obj).kind} {_qualified(ref_of(obj))} already exists")
+            return self._put(obj)
+
+    def update(self, ref: Ref, change: Callable[[Object | None], Object], version: str = "") -> Object:
+        """Replace an object by what ``change`` makes of it (None: there is none), with nobody else in between.
+
+        With a ``version``, the object's must still be that one. Raises Conflict.
+        """
+        with self._lock:
+            known = self.store.get(ref)
+            if version and known is not None and known["metadata"]["resourceVersion"] != version:
+                raise Conflict(
+                    f"the object {_qualified(ref)} has been modified; "
+                    "please apply your changes to the latest version and try again"
+                )
+            if known is not None and ref.kind == POD_KIND and ref not in self._given:
+                raise Forbidden(
+                    f"the pod {_qualified(ref)} is made from a template",
+                    hint="change the workload or the topology that it belongs to",
+                )
+            return self._put(change(known))
+
+    def _put(self, obj: Object) -> Object:
+        (outcome,) = self.apply([obj])
+        held = self.store.get(outcome.ref)
+        assert held is not None, "what was applied is in the store"
+        return held
 
     def delete(self, refs: Sequence[Ref]) -> list[Outcome]:
         """Delete objects. A pod that a workload owns comes back as another, as it would in a cluster."""
         with self._lock:
             given = dict(self._given)
             gone: set[str] = set()
+            emptied = {ref.name for ref in refs if ref.kind == NAMESPACE_KIND and ref in given}
             for ref in refs:
-                if ref.kind == NAMESPACE_KIND and ref in given:
-                    for other in [other for other in given if other.namespace == ref.name]:
-                        del given[other]
+                if ref.kind == NODE_KIND and not ref.group:
+                    raise Forbidden(
+                        f"the node {ref.name} is part of the topology", hint="a scenario's node-crash takes one down"
+                    )
+                if ref.kind == NAMESPACE_KIND and not ref.group and ref.name in INITIAL_NAMESPACES:
+                    raise Forbidden(f'namespaces "{ref.name}" is forbidden: this namespace may not be deleted')
+                if ref not in given and self.store.get(ref) is None:
+                    raise NotFound(f"{ref.kind} {_qualified(ref)} not found")
+            for ref in refs:
                 if ref in given:
                     del given[ref]
-                elif ref.kind == POD_KIND and self.store.get(ref) is not None:
+                elif ref.kind == POD_KIND:
                     gone.add(f"{ref.namespace}/{ref.name}")
-                else:
-                    raise NotFound(f"{ref.kind} {_qualified(ref)} not found")
+            for ref in [ref for ref in given if ref.namespace in emptied]:
+                del given[ref]
             self._change(given, gone=frozenset(gone))
             return [Outcome(ref, "deleted") for ref in refs]
+
+    # Breaking, and mending
 
     def crash(self, nodes: Collection[str]) -> None:
         """Take nodes down at once, with all that runs in them, as a power cut would."""
         with self._lock:
-            for name in nodes:
-                if name not in {node.name for node in self.current.nodes}:
-                    raise NotFound(f"there is no node {name!r}")
+            self._known(nodes)
             self._set_down(self._down | frozenset(nodes))
 
     def revive(self, nodes: Collection[str]) -> None:
         """Bring crashed nodes back: same names and addresses, everything set up anew."""
         with self._lock:
+            self._known(nodes)
             self._set_down(self._down - frozenset(nodes))
+
+    def plug(self, machine: str, device: str, *, up: bool) -> None:
+        """Pull the cable of an interface, or plug it in again. Raises NotFound, UserError if the machine is down."""
+        with self._lock:
+            self._check_whole()
+            interfaces = {
+                interface.name: interface
+                for found in self.topology.machines
+                if found.name == machine
+                for interface in found.interfaces
+            }
+            if device not in interfaces:
+                raise NotFound(f"{machine} has no interface {device!r}", hint=f"it has {', '.join(interfaces)}")
+            if machine in self._down:
+                raise UserError(f"{machine} is down: its cables are gone with it")
+            interface = interfaces[device]
+            if interface.peer in self._down:
+                raise UserError(f"{interface.peer}, at the other end of that cable, is down")
+            self.machinery.set_link(interface.peer, interface.peer_device, up=up)
+            changed = frozenset({(machine, device)})
+            self._unplugged = self._unplugged - changed if up else self._unplugged | changed
+
+    def _known(self, nodes: Collection[str]) -> None:
+        self._check_whole()
+        for name in nodes:
+            if name not in {node.name for node in self.current.nodes}:
+                raise NotFound(f"there is no node {name!r}: only nodes crash", hint="`cnilab get nodes` lists them")
+
+    def _check_whole(self) -> None:
+        if self.broken:
+            raise UserError(f"this lab is broken: {self.broken}", hint="take it down: `cnilab down`")
 
     def _set_down(self, down: frozenset[str]) -> None:
         cluster, plan = self.current, self.plan
         assert plan is not None
-        before = without_nodes(plan, cluster, self._down)
-        after = without_nodes(plan, cluster, down)
-        self._reach(cluster, cluster, before, after, down, await_routes=False)
-        self._down = down
+        self._reach(self._side(cluster, plan, self._down), self._side(cluster, plan, down), ())
+        changed, self._down = self._down ^ down, down
+        # Their cables are new, and plugged in.
+        self._unplugged = frozenset(pair for pair in self._unplugged if pair[0] not in changed)
+        nodes = {node.name: node for node in cluster.nodes if node.name in changed}
+        puts = [self._node_object(node) for node in nodes.values()]
+        puts += [self._pod_object(pod, nodes[pod.node]) for pod in cluster.pods if pod.node in nodes]
+        self.store.commit(puts)
 
     def _change(self, given: dict[Ref, Object], gone: frozenset[str]) -> list[Event]:
-        if self.broken:
-            raise UserError(f"this lab is broken: {self.broken}", hint="take it down: `cnilab down`")
+        self._check_whole()
         ipam = self._ipam.copy()
         cluster = assemble(self.topology, list(given.values()), ipam, self.cluster, gone=gone)
         self.style.check(cluster)
         previous = (self.cluster, self.plan) if self.cluster is not None and self.plan is not None else None
         plan = build(cluster, self.style, wire_accurate=self.wire_accurate, previous=previous)
-        before = without_nodes(self.plan, self.current, self._down) if self.plan is not None else None
-        self._reach(
-            self.cluster, cluster, before, without_nodes(plan, cluster, self._down), self._down, await_routes=True
-        )
-        old, before_given = self.cluster, self._given
+        old = self._side(*previous, self._down) if previous is not None else Side(None)
+        new = self._side(cluster, plan, self._down)
+        self._reach(old, new, self._routes_to_await(old, new, cluster))
+        before, before_given = self.cluster, self._given
         self._ipam, self._given, self.cluster, self.plan = ipam, given, cluster, plan
-        return self._commit(old, cluster, before_given, given)
+        return self._commit(before, cluster, before_given, given, gone)
 
-    def _reach(
-        self,
-        old: Cluster | None,
-        new: Cluster,
-        before: Plan | None,
-        after: Plan,
-        down: frozenset[str],
-        *,
-        await_routes: bool,
-    ) -> None:
-        """Bring kernel and traffic from one plan to the next; a failure that cannot be undone breaks the lab."""
-        was = {} if old is None else {pod.key: pod for pod in old.pods if pod.node not in self._down}
-        now = {pod.key: pod for pod in new.pods if pod.node not in down}
-        leaving = [pod for key, pod in was.items() if now.get(key) != pod]
-        coming = [pod for key, pod in now.items() if was.get(key) != pod]
-        machines = self.topology.machines
-        going = [machine for machine in machines if old is not None and machine.name in down - self._down]
-        arriving = [machine for machine in machines if old is None or machine.name in self._down - down]
+    def _side(self, cluster: Cluster, plan: Plan, down: frozenset[str]) -> Side:
+        return Side(
+            without_nodes(plan, cluster, down),
+            [pod for pod in cluster.pods if pod.node not in down],
+            [machine for machine in self.topology.machines if machine.name not in down],
+        )
+
+    def _routes_to_await(self, old: Side, new: Side, cluster: Cluster) -> list[Route]:
+        """The routes that routing daemons will bring because of this change. Not those of nodes that somebody has cut
+        off, and none if that is a router: they would not come, and the change is not to blame."""
+        assert new.plan is not None
+        cut_off = self._down | {machine for machine, _ in self._unplugged}
+        cut_off |= {item["place"].partition("/")[2] for item in self.machinery.daemons() if item["state"] != "running"}
+        if old.plan is None:
+            return learned_routes(new.plan, cluster)
+        if not cut_off <= {node.name for node in cluster.nodes}:
+            return []
+        had = {item.key for item in learned_routes(old.plan, cluster, unlike=new.plan)}
+        lost = {item.key for item in learned_routes(new.plan, cluster, to=cut_off)} if cut_off else set()
+        return [
+            item
+            for item in learned_routes(new.plan, cluster, unlike=old.plan)
+            if item.key not in had and item.key not in lost and item.ns.partition("/")[2] not in cut_off
+        ]
+
+    def _reach(self, old: Side, new: Side, routes: Sequence[Route]) -> None:
+        """Bring kernel and traffic from one side to the next; a failure that cannot be undone breaks the lab."""
         try:
-            self.machinery.reach(
-                diff(before, after),
-                after,
-                leaving,
-                coming,
-                (going, arriving),
-                self._progress,
-                await_routes=await_routes,
-            )
-        except CnilabError as error:
+            self.machinery.reach(old, new, routes, self._progress)
+        except Exception as error:
             if getattr(error, "broken", False):
-                self.broken = error.message
+                self.broken = str(error)
             raise
 
+    # Publishing
+
     def _commit(
-        self, old: Cluster | None, cluster: Cluster, before: dict[Ref, Object], given: dict[Ref, Object]
+        self,
+        old: Cluster | None,
+        cluster: Cluster,
+        before: dict[Ref, Object],
+        given: dict[Ref, Object],
+        gone: frozenset[str],
     ) -> list[Event]:
-        """Put into the store what changed between two states, derived objects included."""
+        """Put into the store what changed between two states, derived objects included. A pod that came back under its
+        old name is another object."""
         nodes = {node.name: node for node in cluster.nodes}
         puts: list[Object] = []
         deletes = [ref for ref in before if ref not in given]
         had = old.namespaces if old is not None else {}
-        puts += [
-            _namespace_object(name, labels) for name, labels in cluster.namespaces.items() if had.get(name) != labels
-        ]
+        for name, labels in cluster.namespaces.items():
+            ref = Ref("", NAMESPACE_KIND, "", name)
+            if had.get(name) != labels or before.get(ref) != given.get(ref):
+                puts.append(namespace_object(name, labels, given.get(ref)))
         deletes += [Ref("", NAMESPACE_KIND, "", name) for name in had if name not in cluster.namespaces]
         puts += [obj for ref, obj in given.items() if ref.kind not in (NAMESPACE_KIND, POD_KIND)]
         known_nodes = {node.name: node for node in old.nodes} if old is not None else {}
-        puts += [node_object(node) for node in cluster.nodes if known_nodes.get(node.name) != node]
+        puts += [self._node_object(node) for node in cluster.nodes if known_nodes.get(node.name) != node]
         known_pods = {pod.key: pod for pod in old.pods} if old is not None else {}
         for pod in cluster.pods:
             ref = Ref("", POD_KIND, pod.namespace, pod.name)
-            if known_pods.pop(pod.key, None) != pod or before.get(ref) != given.get(ref):
+            known = known_pods.pop(pod.key, None)
+            if known is not None and (pod.key in gone or (known.node, known.addresses) != (pod.node, pod.addresses)):
+                deletes.append(ref)
+                known = None
+            if known != pod or before.get(ref) != given.get(ref):
                 puts.append(self._pod_object(pod, nodes[pod.node], given.get(ref)))
         deletes += [Ref("", POD_KIND, pod.namespace, pod.name) for pod in known_pods.values()]
         return self.store.commit(puts, deletes)
 
-    def _pod_object(self, pod: Pod, node: Node, manifest: Object | None) -> Object:
+    def _node_object(self, node: Node) -> Object:
+        obj = node_object(node)
+        return not_ready(obj) if node.name in self._down else obj
+
+    def _pod_object(self, pod: Pod, node: Node, manifest: Object | None = None) -> Object:
+        manifest = manifest or self._given.get(Ref("", POD_KIND, pod.namespace, pod.name))
         obj = pod_object(pod, node)
         if manifest is not None:
             obj["spec"] = {**obj["spec"], **manifest.get("spec", {}), "nodeName": pod.node}
-        return obj
+        obj["metadata"].setdefault("annotations", {})[SERVED_BY] = served_by(pod)
+        return not_ready(obj) if pod.node in self._down else obj
 
 
 def _action(event: Event | None) -> Literal["created", "configured", "unchanged"]:
@@ -209,14 +341,13 @@ def _action(event: Event | None) -> Literal["created", "configured", "unchanged"
     return "created" if event.type == "ADDED" else "configured"
 
 
-def _namespace_object(name: str, labels: dict[str, str]) -> Object:
-    return {
-        "apiVersion": "v1",
-        "kind": NAMESPACE_KIND,
-        "metadata": {"name": name, "labels": {"kubernetes.io/metadata.name": name, **labels}},
-        "spec": {"finalizers": ["kubernetes"]},
-        "status": {"phase": "Active"},
-    }
+def _refuse_nodes(objects: Sequence[Object]) -> None:
+    for obj in objects:
+        if obj["kind"] == NODE_KIND and obj["apiVersion"] == "v1":
+            raise Forbidden(
+                f"Node {obj['metadata']['name']}: nodes are part of the topology, not of manifests",
+                hint="labels and addresses of nodes are given in the topology file",
+            )
 
 
 def _qualified(ref: Ref) -> str:

@@ -8,6 +8,7 @@ means is not decided here: the lab validates and reconciles before it commits.
 from __future__ import annotations
 
 import copy
+import itertools
 import threading
 import time
 import uuid
@@ -30,12 +31,13 @@ class Ref(NamedTuple):
 
 
 class Event(NamedTuple):
-    """One change, as a watch delivers it."""
+    """One change, as a watch delivers it. ``before`` is the object as it was, None for a new one."""
 
     version: int
     type: Literal["ADDED", "MODIFIED", "DELETED"]
     ref: Ref
     object: Object
+    before: Object | None = None
 
 
 class Expired(Exception):
@@ -69,13 +71,18 @@ class Store:
 
     def select(self, group: str, kind: str, namespace: str = "") -> list[Object]:
         """All objects of a kind, of one namespace or of all, sorted by namespace and name."""
+        return self.snapshot(group, kind, namespace)[1]
+
+    def snapshot(self, group: str, kind: str, namespace: str = "") -> tuple[int, list[Object]]:
+        """The version, and the objects as :meth:`select` returns them, of one and the same moment."""
         with self._changed:
+            version = self._version
             found = [
                 (ref, obj)
                 for ref, obj in self._objects.items()
                 if ref.kind == kind and ref.group == group and (not namespace or ref.namespace == namespace)
             ]
-        return [obj for _, obj in sorted(found, key=lambda pair: pair[0])]
+        return version, [obj for _, obj in sorted(found, key=lambda pair: pair[0])]
 
     def all(self) -> list[Object]:
         """Every object, in the order in which they were first written."""
@@ -89,13 +96,13 @@ class Store:
             for ref in deletes:
                 gone = self._objects.pop(ref, None)
                 if gone is not None:
-                    events.append(self._record("DELETED", ref, copy.deepcopy(gone)))
+                    events.append(self._record("DELETED", ref, copy.deepcopy(gone), gone))
             for given in puts:
                 ref = ref_of(given)
                 known = self._objects.get(ref)
-                if known is not None and _same(known, given):
+                obj = self._owned(copy.deepcopy(given))
+                if known is not None and _same(known, obj):
                     continue
-                obj = copy.deepcopy(given)
                 metadata = obj["metadata"]
                 if known is None:
                     metadata["uid"] = str(uuid.uuid4())
@@ -107,16 +114,28 @@ class Store:
                     metadata["creationTimestamp"] = before["creationTimestamp"]
                     changed = known.get("spec") != obj.get("spec")
                     metadata["generation"] = before["generation"] + changed
-                events.append(self._record("ADDED" if known is None else "MODIFIED", ref, obj))
+                events.append(self._record("ADDED" if known is None else "MODIFIED", ref, obj, known))
                 self._objects[ref] = obj
             if events:
                 self._changed.notify_all()
         return events
 
-    def _record(self, kind: Literal["ADDED", "MODIFIED", "DELETED"], ref: Ref, obj: Object) -> Event:
+    def _owned(self, obj: Object) -> Object:
+        """``obj``, its references to owners that are here carrying the uid that they have here."""
+        metadata = obj["metadata"]
+        for owner in metadata.get("ownerReferences") or ():
+            group = owner.get("apiVersion", "").rpartition("/")[0]
+            held = self._objects.get(Ref(group, owner.get("kind", ""), metadata.get("namespace", ""), owner["name"]))
+            if held is not None:
+                owner["uid"] = held["metadata"]["uid"]
+        return obj
+
+    def _record(
+        self, kind: Literal["ADDED", "MODIFIED", "DELETED"], ref: Ref, obj: Object, before: Object | None
+    ) -> Event:
         self._version += 1
         obj["metadata"]["resourceVersion"] = str(self._version)
-        event = Event(self._version, kind, ref, obj)
+        event = Event(self._version, kind, ref, obj, before)
         self._history.append(event)
         return event
 
@@ -125,8 +144,10 @@ class Store:
         while True:
             with self._changed:
                 if self._history and since + 1 < self._history[0].version:
-                    raise Expired
-                news = [event for event in self._history if event.version > since]
+                    raise Expired(f"too old resource version: {since} ({self._history[0].version - 1})")
+                # Versions have no gaps: the last ones are the news.
+                behind = self._version - since
+                news = list(itertools.islice(self._history, max(0, len(self._history) - behind), None))
                 if not news:
                     remaining = deadline - time.monotonic()
                     if remaining <= 0:

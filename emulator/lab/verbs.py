@@ -7,6 +7,7 @@ decoded into the records of ``emulator.lab.records``; what does not fit is refus
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import re
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ import msgspec
 
 from emulator.cluster.kinds import Kind
 from emulator.cluster.model import Cluster
-from emulator.errors import NotFound, UserError
+from emulator.errors import UserError
 from emulator.lab.api import Stream, Verb
 from emulator.lab.machinery import Machinery
 from emulator.lab.names import Place, common_address, resolve
@@ -46,6 +47,19 @@ class Fault(msgspec.Struct, frozen=True):
     daemon: str = ""
 
 
+class StreamWish(msgspec.Struct, frozen=True):
+    """A probe to repeat ``rate`` times a second."""
+
+    probe: ProbeRequest
+    rate: float
+
+
+class CaptureWish(msgspec.Struct, frozen=True):
+    """Where to capture; nowhere named: everywhere."""
+
+    hops: list[str] = []
+
+
 class Replay(msgspec.Struct, frozen=True):
     """A pcap (the file's bytes) to send from a place, with addresses rewritten (old to new; new ones may be places).
     With ``sender``, only what that captured address sent."""
@@ -73,7 +87,7 @@ class Verbs:
         self._runtime = runtime
         self._machinery = machinery
         self._status = status
-        self._probes = 0
+        self._numbers = itertools.count(1)  # next() is atomic: probes of many clients run side by side
 
     def table(self) -> list[tuple[str, str, Verb]]:
         """Method, path and function of each verb."""
@@ -82,7 +96,7 @@ class Verbs:
             ("GET", f"{base}/status", lambda _path, _query, _body: self._status()),
             ("GET", f"{base}/cluster", lambda _path, _query, _body: self._runtime.current),
             ("GET", f"{base}/plan", lambda _path, _query, _body: msgspec.Raw(as_json(self._plan()))),
-            ("GET", f"{base}/verify", lambda _path, _query, _body: self._machinery.differences(self._plan())),
+            ("GET", f"{base}/verify", lambda _path, _query, _body: self._runtime.differences()),
             ("POST", f"{base}/apply", self._apply),
             ("POST", f"{base}/delete", self._delete),
             ("POST", f"{base}/probe", self._probe),
@@ -92,8 +106,8 @@ class Verbs:
             ("DELETE", f"{base}/captures/{{id}}", self._stop_capture),
             ("GET", f"{base}/captures/{{id}}/file", self._captured),
             ("GET", f"{base}/capture", self._live_capture),
-            ("POST", f"{base}/meter", lambda _path, _query, _body: self._machinery.meter_reset(self._nodes_up())),
-            ("GET", f"{base}/meter", lambda _path, _query, _body: self._machinery.meter_read()),
+            ("POST", f"{base}/meter", self._meter_reset),
+            ("GET", f"{base}/meter", self._meter_read),
             ("POST", f"{base}/replay", self._replay),
             ("POST", f"{base}/send", self._send),
             ("POST", f"{base}/fault", self._fault),
@@ -101,8 +115,14 @@ class Verbs:
             ("GET", f"{base}/entry", self._entry),
         ]
 
-    def _nodes_up(self) -> list[str]:
-        return [node.ns for node in self._runtime.current.nodes if node.name not in self._runtime.down_nodes]
+    def _meter_reset(self, _path: Any, _query: Any, _body: Any) -> None:
+        with self._runtime.still():
+            up = [node.ns for node in self._runtime.current.nodes if node.name not in self._runtime.down_nodes]
+            self._machinery.meter_reset(up)
+
+    def _meter_read(self, _path: Any, _query: Any, _body: Any) -> Any:
+        with self._runtime.still():
+            return self._machinery.meter_read()
 
     def _plan(self) -> Any:
         if self._runtime.plan is None:
@@ -124,8 +144,7 @@ class Verbs:
         places = [self._places(request) for request in requests]
         probes = []
         for request, (source, _target, address) in zip(requests, places, strict=True):
-            self._probes += 1
-            probes.append(self._as_probe(request, source, address, f"p{self._probes}"))
+            probes.append(self._as_probe(request, source, address, f"p{next(self._numbers)}"))
         results = self._machinery.traffic.probe(probes)
         answers = []
         for request, (source, target, address), result in zip(requests, places, results, strict=True):
@@ -148,9 +167,15 @@ class Verbs:
         source, target = resolve(cluster, request.source), resolve(cluster, request.target)
         if not source.ns:
             raise UserError(f"{request.source!r}: packets can only be sent from a pod or a machine of the lab")
+        self._check_up(source)
         if request.protocol != "icmp" and not request.port:
             raise UserError(f"a {request.protocol} probe to {request.target!r} needs a port", hint="TO:PORT")
         return source, target, common_address(source, target, request.family)
+
+    def _check_up(self, place: Place) -> None:
+        node = place.pod.node if place.pod is not None else place.machine.name if place.machine is not None else ""
+        if node in self._runtime.down_nodes:
+            raise UserError(f"{place.label}: node {node} is down", hint="the fault node-return brings it back")
 
     def _as_probe(self, request: ProbeRequest, source: Place, address: str, name: str) -> Probe:
         return Probe(
@@ -180,32 +205,32 @@ class Verbs:
         return ""
 
     def _start_stream(self, _path: Any, _query: Any, body: Any) -> dict[str, str]:
-        request = _typed(body["probe"], ProbeRequest)
-        rate = _typed(body["rate"], float)
-        if not 0 < rate <= 10_000:
-            raise UserError(f"a stream of {rate:g} requests a second is not possible", hint="1 to 10000")
-        source, _target, address = self._places(request)
-        self._probes += 1
-        name = f"s{self._probes}"
-        self._machinery.traffic.stream_start(name, self._as_probe(request, source, address, name), rate)
+        wish = _typed(body, StreamWish)
+        if not 0 < wish.rate <= 10_000:
+            raise UserError(f"a stream of {wish.rate:g} requests a second is not possible", hint="1 to 10000")
+        source, _target, address = self._places(wish.probe)
+        name = f"s{next(self._numbers)}"
+        self._machinery.traffic.stream_start(name, self._as_probe(wish.probe, source, address, name), wish.rate)
         return {"id": name}
 
     def _stop_stream(self, path: dict[str, str], _query: Any, _body: Any) -> StreamReport:
         return self._machinery.traffic.stream_stop(path["id"])
 
     def _start_capture(self, _path: Any, _query: Any, body: Any) -> dict[str, str]:
-        hops = _typed((body or {}).get("hops", []), list[str])
-        return {"id": self._machinery.capture_start(self._selected(hops), everywhere=not hops)}
+        hops = _typed(body or {}, CaptureWish).hops
+        with self._runtime.still():
+            return {"id": self._machinery.captures.start(self._selected(hops), everywhere=not hops)}
 
     def _stop_capture(self, path: dict[str, str], _query: Any, _body: Any) -> CaptureStats:
-        return self._machinery.capture_stop(path["id"])
+        return self._machinery.captures.stop(path["id"])
 
     def _captured(self, path: dict[str, str], _query: Any, _body: Any) -> Stream:
-        return Stream(self._machinery.capture_file(path["id"]), PCAPNG)
+        return Stream(self._machinery.captures.file(path["id"]), PCAPNG)
 
     def _live_capture(self, _path: Any, query: dict[str, str], _body: Any) -> Stream:
         hops = [hop for hop in query.get("hops", "").split(",") if hop]
-        return Stream(self._machinery.capture_live(self._selected(hops), everywhere=not hops), PCAPNG)
+        with self._runtime.still():
+            return Stream(self._machinery.captures.live(self._selected(hops), everywhere=not hops), PCAPNG)
 
     def _selected(self, hops: list[str]) -> dict[str, tuple[str, ...]]:
         """Namespaces to capture in, each with its devices (none named: all). ``PLACE[:DEVICE]``, default everything."""
@@ -214,7 +239,8 @@ class Verbs:
             everywhere = [
                 machine.ns for machine in cluster.topology.machines if machine.name not in self._runtime.down_nodes
             ]
-            everywhere += [pod.ns for pod in cluster.pods if not pod.host_network]
+            down = self._runtime.down_nodes
+            everywhere += [pod.ns for pod in cluster.pods if not pod.host_network and pod.node not in down]
             return dict.fromkeys(["underlay", *everywhere], ())
         chosen: dict[str, tuple[str, ...]] = {}
         for hop in hops:
@@ -228,8 +254,9 @@ class Verbs:
     def _replay(self, _path: Any, _query: Any, body: Any) -> InjectionReport:
         wish = _typed(body, Replay)
         cluster = self._runtime.current
+        source = self._sender(wish.source)
         rewrite = {old: _rewritten(cluster, old, new) for old, new in wish.rewrite.items()}
-        return self._machinery.replay(resolve(cluster, wish.source).ns, wish.pcap, rewrite, wish.speed, wish.sender)
+        return self._machinery.replay(source, wish.pcap, rewrite, wish.speed, wish.sender)
 
     def _send(self, _path: Any, _query: Any, body: Any) -> InjectionReport:
         wish = _typed(body, Send)
@@ -237,35 +264,47 @@ class Verbs:
         expression = _NAMED.sub(
             lambda match: _address(cluster, match["place"], int(match["family"] or 0)), wish.expression
         )
-        return self._machinery.send(resolve(cluster, wish.source).ns, expression, wish.count)
+        return self._machinery.send(self._sender(wish.source), expression, wish.count)
+
+    def _sender(self, name: str) -> str:
+        """The namespace that hand-made packets leave from."""
+        place = resolve(self._runtime.current, name)
+        if not place.ns:
+            raise UserError(f"{name!r}: packets can only be sent from a pod or a machine of the lab")
+        self._check_up(place)
+        return place.ns
 
     def _fault(self, _path: Any, _query: Any, body: Any) -> None:
         fault = _typed(body, Fault)
         place = resolve(self._runtime.current, fault.target)
         if place.machine is None:
             raise UserError(f"{fault.target!r} is not a machine: faults strike nodes, routers and hosts")
+        name = place.machine.name
         if fault.kind == "node-crash":
-            self._runtime.crash([place.machine.name])
+            self._runtime.crash([name])
         elif fault.kind == "node-return":
-            self._runtime.revive([place.machine.name])
+            self._runtime.revive([name])
         elif fault.kind in ("link-down", "link-up"):
-            for interface in place.machine.interfaces:
-                if interface.name == fault.device:
-                    self._machinery.set_link(interface.peer, interface.peer_device, up=fault.kind == "link-up")
-                    return
-            raise NotFound(f"{place.label} has no interface {fault.device!r}")
-        elif fault.kind == "daemon-kill":
-            self._machinery.kill_daemon(place.machine.ns, fault.daemon)
+            self._runtime.plug(name, fault.device, up=fault.kind == "link-up")
         else:
-            self._machinery.start_daemon(place.machine.ns, fault.daemon)
+            with self._runtime.still():
+                if fault.kind == "daemon-kill":
+                    self._machinery.kill_daemon(place.machine.ns, fault.daemon)
+                else:
+                    self._machinery.start_daemon(place.machine.ns, fault.daemon)
 
     def _logs(self, _path: Any, query: dict[str, str], _body: Any) -> dict[str, str]:
-        return self._machinery.logs(query.get("place", ""), query.get("daemon", ""))
+        place = query.get("place", "")
+        if place:
+            found = resolve(self._runtime.current, place)
+            place = found.pod.key if found.pod is not None else found.ns
+        return self._machinery.logs(place, query.get("daemon", ""))
 
     def _entry(self, _path: Any, query: dict[str, str], _body: Any) -> Entry:
         place = resolve(self._runtime.current, query.get("place", ""))
         if not place.ns:
             raise UserError(f"{place.label}: commands run in pods and machines of the lab")
+        self._check_up(place)
         return self._machinery.entry(place)
 
 

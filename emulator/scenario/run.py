@@ -215,7 +215,7 @@ class _Runner:
             title=status.title,
             setup_seconds=status.setup_seconds,
             choices=status.choices,
-            labels=status.labels,
+            labels=(*status.labels, *capture.stats.gaps),
             captured=capture.stats.captured,
             lost=capture.stats.lost,
             uncorrelated=len(followed.uncorrelated),

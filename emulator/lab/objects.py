@@ -1,0 +1,50 @@
+"""Kubernetes objects on their way in and out of a lab: what the user wishes, and what the lab says of itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Object = dict[str, Any]
+
+SERVED_BY = "cnilab.dev/served-by"  # annotation of every pod: who answers in it
+_OF_THE_SERVER = ("uid", "creationTimestamp", "generation", "resourceVersion", "managedFields", "selfLink")
+_STATUS_IS_OURS = ("Pod", "Deployment", "ReplicaSet", "StatefulSet", "DaemonSet", "Namespace")
+
+
+def as_given(obj: Object) -> Object:
+    """``obj`` less what only the lab itself may say: a client that read it and sends it back does not wish for that.
+
+    The API server ignores the same fields of what it is sent (metadata of its own, status outside of ``/status``).
+    """
+    metadata = {key: value for key, value in obj["metadata"].items() if key not in _OF_THE_SERVER}
+    if SERVED_BY in (metadata.get("annotations") or {}):
+        metadata["annotations"] = {key: value for key, value in metadata["annotations"].items() if key != SERVED_BY}
+    plain = {**obj, "metadata": metadata}
+    if obj["kind"] in _STATUS_IS_OURS:
+        plain.pop("status", None)
+    return plain
+
+
+def namespace_object(name: str, labels: dict[str, str], manifest: Object | None) -> Object:
+    """A namespace as the API server completes it."""
+    metadata: Object = {"name": name, "labels": {"kubernetes.io/metadata.name": name, **labels}}
+    if manifest is not None and manifest["metadata"].get("annotations"):
+        metadata["annotations"] = manifest["metadata"]["annotations"]
+    return {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": metadata,
+        "spec": {"finalizers": ["kubernetes"]},
+        "status": {"phase": "Active"},
+    }
+
+
+def not_ready(obj: Object) -> Object:
+    """A node that is down, or a pod on it, as the node lifecycle controller marks them (pkg/controller/nodelifecycle):
+    the node's condition is unknown, its pods' is false."""
+    node = obj["kind"] == "Node"
+    ready = {"type": "Ready", "status": "Unknown" if node else "False"}
+    if node:
+        ready |= {"reason": "NodeStatusUnknown", "message": "Kubelet stopped posting node status."}
+    conditions = [ready if condition["type"] == "Ready" else condition for condition in obj["status"]["conditions"]]
+    return {**obj, "status": {**obj["status"], "conditions": conditions}}
