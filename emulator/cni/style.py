@@ -24,9 +24,10 @@ class Style(Protocol):
     ``requires`` are the names of kernel features and programs that it cannot do without
     (``emulator.kernel.capabilities`` knows them).
 
-    The three parts are planned apart so that a change costs what it touches. ``pod`` may depend on nothing
-    but its arguments' own fields and the cluster's topology, ``node`` on the topology, all nodes, the cluster's other objects, and the
-    pods on its own node: their results are kept while those are equal (``emulator.plan.build``).
+    The parts are planned apart so that a change costs what it touches. ``pod`` may depend on nothing but its
+    arguments' own fields and the cluster's topology; ``node`` on the topology, all nodes, the pods on its own node
+    and the cluster's other objects; ``router`` on the same but for pods. Their results are kept while those are equal
+    (``emulator.plan.build``).
     """
 
     name: str
