@@ -19,8 +19,8 @@ from typing import Any
 import msgspec
 
 from emulator.cluster.model import Topology
-from emulator.errors import SandboxError
-from emulator.kernel import registry
+from emulator.errors import DaemonError, SandboxError
+from emulator.kernel import neighbour_table, registry
 from emulator.kernel.sandbox import Sandbox
 from emulator.lab.process import SOCKET, STATUS_FD
 from emulator.lab.records import Boot, Entry
@@ -66,7 +66,7 @@ class Launched:
 
         return enter(self.pid, argv, **_place(entry))
 
-    def run(self, entry: Entry, argv: Sequence[str], timeout: float) -> subprocess.CompletedProcess[str]:
+    def run(self, entry: Entry, argv: Sequence[str], timeout: float | None) -> subprocess.CompletedProcess[str]:
         """Run a command in the lab and collect its output. Raises subprocess.TimeoutExpired."""
         from emulator.kernel.enter import run
 
@@ -107,17 +107,25 @@ def launch(
     chosen = name or _name(cni, detached)
     directory = registry.reserve(chosen)
     sandbox: Sandbox | None = None
+    crowded = neighbour_table.refusals()
+
+    def say(text: str) -> None:
+        full = neighbour_table.refusals() > crowded
+        progress(f"{text}; the machine's table of neighbours is full" if full else text)
+
     try:
         boot = Boot(chosen, INSIDE, resolved, cni, tuple(objects), wire_accurate, allow_missing)
         sandbox, status = _start(chosen, directory, boot, detached)
-        _await_ready(status, directory, progress)
+        _await_ready(status, directory, say)
         registry.publish(chosen, pid=sandbox.pid, topology=resolved.name, style=cni, detached=detached)
         if detached:
             sandbox.release()
-    except BaseException:
+    except BaseException as error:
         if sandbox is not None:
             sandbox.kill(wait=True)
         registry.remove(chosen)
+        if isinstance(error, DaemonError) and not error.hint and neighbour_table.refusals() > crowded:
+            error.hint = neighbour_table.hint()
         raise
     return Launched(chosen, directory, sandbox.pid, sandbox)
 
