@@ -9,9 +9,13 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
+
+from emulator import __version__
+
+COMPLETION = "_CNILAB_COMPLETE"  # what a shell sets to ask for completions
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("emulator.cli.demo", "Show how one packet travels under Flannel and under Calico."),
@@ -71,20 +75,31 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-@click.version_option(package_name="cnilab", prog_name="cnilab")
-def cli(debug: bool) -> None:
+@click.version_option(message="cnilab %(version)s", version=__version__)
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
     """What does each CNI style do to my traffic?
 
     cnilab builds the network of a Kubernetes cluster out of Linux namespaces, once per CNI style, sends real packets
     through it, captures them at every hop, and lays the styles side by side. Start with `cnilab demo`.
     """
+    ctx.obj = debug
 
 
 def main() -> NoReturn:
-    """The console script."""
-    debug = "--debug" in sys.argv
+    """The console script. Click's own ``main`` would take exit statuses and broken pipes into its own hands."""
+    debug = False
     try:
-        cli.main(standalone_mode=False)
+        if instruction := os.environ.get(COMPLETION):
+            from click.shell_completion import shell_complete
+
+            _exit(shell_complete(cli, {}, "cnilab", COMPLETION, instruction))
+        with cli.make_context("cnilab", sys.argv[1:]) as ctx:
+            debug = bool(ctx.params.get("debug"))
+            cli.invoke(ctx)
+        sys.stdout.flush()
+    except click.exceptions.Exit as error:
+        _exit(error.exit_code)
     except click.ClickException as error:
         error.show()
         _exit(2)
@@ -92,10 +107,8 @@ def main() -> NoReturn:
         _say("interrupted")
         _exit(130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more: no error at exit either
+        _nobody_reads()
         _exit(0)
-    except click.exceptions.Exit as error:
-        _exit(error.exit_code)
     except Exception as error:
         if debug:
             raise
@@ -109,7 +122,7 @@ def _report(error: Exception) -> int:
 
     if not isinstance(error, CnilabError):
         _say(f"error: internal error: {type(error).__name__}: {error}")
-        _say("hint: please report this; --debug shows where it happened")
+        _say("hint: please report this; `cnilab --debug COMMAND...` shows where it happened")
         return 3
     if isinstance(error, InputError) and len(error.problems) > 1:
         _say(f"error: {len(error.problems)} problems, nothing was changed:")
@@ -127,13 +140,19 @@ def _report(error: Exception) -> int:
 
 def _say(text: str) -> None:
     """To standard error, with control characters shown as escapes: names in messages come from files."""
-    safe = "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
-    click.echo(safe, err=True)
+    from emulator.cli.output import printable
+
+    click.echo(printable(text), err=True)
 
 
-def _exit(code: int | str | Any) -> NoReturn:
+def _nobody_reads() -> None:
+    """Whoever read our output has gone (``| head``): no error now, nor when Python flushes it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _exit(code: int) -> NoReturn:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _nobody_reads()
     sys.exit(code)

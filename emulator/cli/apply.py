@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from emulator.cli import options, output
+from emulator.cli.connection import connect
 
 
 @click.command("apply")
@@ -14,13 +15,14 @@ from emulator.cli import options, output
 def command(manifests: tuple[str, ...], lab: str | None, as_json: bool) -> None:
     """Apply Kubernetes manifests: all of them, or none if anything is wrong with one."""
     from emulator.cluster.manifests import load
-    from emulator.lab import Lab
 
-    found = Lab.connect(lab)
+    found = connect(lab)
     loaded = load(list(manifests), namespaces=[item["metadata"]["name"] for item in found.get("namespaces")])
-    for notice in loaded.notices:
-        output.warn(str(notice))
-    changes = found.apply(*loaded.objects)
+    output.notes(loaded.notices)
+    known = found.status().notices
+    with output.progress(f"applying {len(loaded.objects)} objects"):
+        changes = found.apply(*loaded.objects)
+    output.notes([notice for notice in found.status().notices if notice not in known])
     report(changes, as_json)
 
 

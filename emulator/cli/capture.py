@@ -8,6 +8,7 @@ import time
 import click
 
 from emulator.cli import options, output
+from emulator.cli.connection import connect
 
 
 @click.command("capture")
@@ -23,15 +24,19 @@ def command(hops: tuple[str, ...], path: str, seconds: float | None, lab: str | 
 
     Each hop is an interface of the file. Live: `cnilab capture -w - | wireshark -k -i -`.
     """
+    import msgspec
+
     from emulator.errors import UserError
-    from emulator.lab import Lab
     from emulator.lab.lab import live
 
-    found = Lab.connect(lab)
+    found = connect(lab)
     if path == "-":
         if sys.stdout.isatty():
             raise UserError("packets are not written to a terminal", hint="cnilab capture -w - | wireshark -k -i -")
-        live(found, hops, sys.stdout.buffer)
+        try:
+            live(found, hops, sys.stdout.buffer, seconds or 0.0)
+        except KeyboardInterrupt:
+            pass  # that is how one ends it
         return
     capture = found.capture(*hops)
     with capture:
@@ -40,10 +45,13 @@ def command(hops: tuple[str, ...], path: str, seconds: float | None, lab: str | 
             time.sleep(seconds if seconds is not None else 86_400)
         except KeyboardInterrupt:
             click.echo("", err=True)
-    capture.save(path)
+    try:
+        capture.save(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    stats = capture.stats
     if as_json:
-        output.print_json({"path": path, "captured": capture.stats.captured, "lost": capture.stats.lost})
+        output.print_json({**msgspec.to_builtins(stats), "path": path})
     else:
-        click.echo(f"{capture.stats.captured} packets in {path}; open it: wireshark {path}")
-        if capture.stats.lost:
-            output.warn(f"{capture.stats.lost} packets were lost for want of buffer space")
+        click.echo(f"{stats.captured} packets in {path}; open it: wireshark {path}")
+    output.labels(stats.warnings)

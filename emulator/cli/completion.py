@@ -14,8 +14,8 @@ def command(shell: str) -> None:
     """
     from click.shell_completion import get_completion_class
 
-    from emulator.cli import cli
+    from emulator.cli import COMPLETION, cli
 
     kind = get_completion_class(shell)
     assert kind is not None, "click.Choice allows only shells that click knows"
-    click.echo(kind(cli, {}, "cnilab", "_CNILAB_COMPLETE").source())
+    click.echo(kind(cli, {}, "cnilab", COMPLETION).source())

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
-from emulator.cli import options
+from emulator.cli import options, output
 from emulator.cli.apply import report
+from emulator.cli.connection import connect
 
 
 @click.command("delete")
@@ -23,11 +24,12 @@ def command(
     A pod that a workload owns comes back as another one, with another address.
     """
     from emulator.errors import UserError
-    from emulator.lab import Lab
 
-    found = Lab.connect(lab)
+    found = connect(lab)
     if manifests:
-        report(found.delete_manifests(*manifests), as_json)
+        with output.progress("deleting"):
+            changes = found.delete_manifests(*manifests)
+        report(changes, as_json)
         return
     if kind is None:
         raise UserError("nothing to delete was named", hint="cnilab delete pod NAME, or cnilab delete -f FILE")
@@ -36,4 +38,6 @@ def command(
         names = (name, *names)
     if not names:
         raise UserError(f"which {kind}?", hint=f"cnilab delete {kind} NAME...")
-    report([found.delete(kind, name, namespace) for name in names], as_json)
+    with output.progress(f"deleting {len(names)} objects"):
+        changes = [found.delete(kind, name, namespace) for name in names]
+    report(changes, as_json)

@@ -8,7 +8,7 @@ from emulator.cli import options, output
 
 
 @click.command("down")
-@click.argument("names", nargs=-1, shell_complete=options._complete_labs)
+@click.argument("names", nargs=-1, shell_complete=options.complete_labs)
 @click.option("--lab", metavar="NAME", help="The same as NAME.", hidden=True)
 @click.option("--all", "everything", is_flag=True, help="All labs of this user.")
 @click.option("--wait", is_flag=True, help="Return only when the kernel has taken the namespaces down too.")
@@ -25,11 +25,10 @@ def command(names: tuple[str, ...], lab: str | None, everything: bool, wait: boo
         wanted = [record.name for record in registry.labs()]
     elif not wanted:
         wanted = [None]
-    ended = []
-    for name in wanted:
-        found = registry.find(name)
-        registry.kill(found.name, wait=wait)
-        ended.append(found.name)
+    ended = list(dict.fromkeys(registry.find(name).name for name in wanted))  # all known before the first one ends
+    with output.progress("ending labs"):
+        for each in ended:
+            registry.kill(each, wait=wait)
     if as_json:
         output.print_json({"down": ended})
     else:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from emulator.cli import options, output
+from emulator.cli.connection import connect
 
 MACHINES = ("machines", "machine")
 
@@ -24,9 +25,8 @@ def command(
     kind: str, name: str, namespace: str, all_namespaces: bool, selector: str, form: str, lab: str | None, as_json: bool
 ) -> None:
     """List objects of a kind: pods, nodes, deployments, namespaces, ...; `machines` are the underlay's."""
-    from emulator.lab import Lab
 
-    found = Lab.connect(lab)
+    found = connect(lab)
     form = "json" if as_json else form
     if kind in MACHINES:
         _machines(found.cluster(), form)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from emulator.cli import options, output
+from emulator.cli.connection import connect
 
 
 @click.command("logs")
@@ -16,9 +17,8 @@ from emulator.cli import options, output
 def command(place: str, daemon: str, lab: str | None, tail: int | None, as_json: bool) -> None:
     """Show the log of a DAEMON (`bird`) on a node, of a pod's command, or of everything at PLACE; without a place,
     all."""
-    from emulator.lab import Lab
 
-    logs = Lab.connect(lab).logs(place, daemon)
+    logs = connect(lab).logs(place, daemon)
     if tail is not None:
         logs = {name: "\n".join(text.splitlines()[-tail:] if tail else []) for name, text in logs.items()}
     if as_json:

@@ -9,7 +9,8 @@ import click
 from click.shell_completion import CompletionItem
 
 
-def _complete_labs(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def complete_labs(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The running labs."""
     from emulator.kernel.registry import labs
 
     return [CompletionItem(lab.name) for lab in labs() if lab.name.startswith(incomplete)]
@@ -46,7 +47,7 @@ def complete_places(ctx: click.Context, param: click.Parameter, incomplete: str)
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 lab: Decorator = click.option(
-    "--lab", metavar="NAME", shell_complete=_complete_labs, help="Which lab; may be left out when only one runs."
+    "--lab", metavar="NAME", shell_complete=complete_labs, help="Which lab; may be left out when only one runs."
 )
 as_json: Decorator = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 topology: Decorator = click.argument("topology", default="three-nodes", shell_complete=_complete_topologies)
@@ -59,7 +60,7 @@ styles: Decorator = click.option(
     shell_complete=_complete_styles, help="CNI styles to run under; `all` for every one.",
 )  # fmt: skip
 manifests: Decorator = click.option(
-    "-f", "--filename", "manifests", multiple=True, metavar="FILE", help="Manifest file or folder; - is standard input.",
+    "-f", "--filename", "manifests", multiple=True, metavar="FILE", help="Manifest file or folder; - is stdin.",
 )  # fmt: skip
 allow_missing: Decorator = click.option(
     "--allow-missing", is_flag=True,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import click
 
 PATIENCE = 1.0  # s: what takes longer shows its progress
+TICK = 0.1  # s between two updates of it
 
 
 def print_json(data: Any) -> None:
@@ -22,37 +24,71 @@ def print_json(data: Any) -> None:
 
 def warn(text: str) -> None:
     """One line that must not be missed."""
-    click.secho(f"warning: {text}", fg="yellow", err=True)
+    click.secho(f"warning: {printable(text)}", fg="yellow", err=True)
 
 
-def labels(texts: Sequence[str]) -> None:
+def labels(texts: Iterable[str]) -> None:
     """What every output of a lab must carry: that it is not what was asked for."""
     for text in texts:
         warn(text)
 
 
+def notes(texts: Iterable[str]) -> None:
+    """Lines that are good to know."""
+    for text in texts:
+        click.echo(f"note: {printable(text)}", err=True)
+
+
+def printable(text: str) -> str:
+    """``text`` with control characters shown as escapes: names and logs come from files and processes, and a terminal
+    obeys what it is sent."""
+    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
+
+
+class _Line:
+    """What is going on, on standard error. On a terminal one line that is overwritten, elsewhere one line per phase; in
+    either case only what is still going on after ``PATIENCE`` is shown."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._phase = ""
+        self._told = ""
+        self._start = time.monotonic()
+        self._terminal = sys.stderr.isatty()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def tell(self, phase: str) -> None:
+        """A new phase begins."""
+        self._phase = phase
+
+    def __enter__(self) -> _Line:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._over.set()
+        self._thread.join()
+        if self._terminal and self._told:
+            _write("\r\x1b[K")
+
+    def _watch(self) -> None:
+        wait = PATIENCE
+        while not self._over.wait(wait):
+            wait = TICK
+            text = f"{self._what}: {self._phase}" if self._phase else self._what
+            if self._terminal:
+                _write(f"\r\x1b[K{printable(text)} ({time.monotonic() - self._start:.1f} s)")
+            elif text != self._told:
+                _write(f"{printable(text)} ({time.monotonic() - self._start:.1f} s)\n")
+            self._told = text
+
+
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[str], None]]:
-    """Yields a function that tells the phase. On a terminal it is a line that is overwritten; elsewhere phases are
-    printed one a line, and only those that begin after a second."""
-    start = time.monotonic()
-    terminal = sys.stderr.isatty()
-    shown = False
-
-    def tell(phase: str) -> None:
-        nonlocal shown
-        elapsed = time.monotonic() - start
-        if terminal:
-            _write(f"\r\x1b[K{what}: {phase} ({elapsed:.1f} s)")
-            shown = True
-        elif elapsed > PATIENCE:
-            _write(f"{what}: {phase} ({elapsed:.1f} s)\n")
-
-    try:
-        yield tell
-    finally:
-        if shown:
-            _write("\r\x1b[K")
+    """Yields a function that tells the phase of something that may take longer than a second."""
+    with _Line(what) as line:
+        yield line.tell
 
 
 def _write(text: str) -> None:

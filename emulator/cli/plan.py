@@ -31,9 +31,9 @@ def command(
     if manifests:
         loaded = load(list(manifests))
         objects = list(loaded.objects)
-        for notice in loaded.notices:
-            output.warn(str(notice))
-    cluster = assemble(resolved, objects, chosen.ipam(resolved))
-    chosen.check(cluster)
-    plan = build(cluster, chosen, wire_accurate=wire_accurate)
+        output.notes(loaded.notices)
+    with output.progress("planning"):
+        cluster = assemble(resolved, objects, chosen.ipam(resolved))
+        chosen.check(cluster)
+        plan = build(cluster, chosen, wire_accurate=wire_accurate)
     click.echo(render.as_json(plan) if as_json or form == "json" else render.as_text(plan), nl=False)

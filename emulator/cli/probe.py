@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from emulator.cli import options, output
+from emulator.cli.connection import connect
 
 FROM_TO = "FROM TO[:PORT]"
 
@@ -54,14 +55,13 @@ def command(count: int, lab: str | None, as_json: bool, **wish: Any) -> None:
 
     Exit status 0 if it was answered, 1 if it was refused, unreachable, or met with silence.
     """
-    from emulator.lab import Lab
-
-    found = Lab.connect(lab)
-    answer = found.probes([request(count=count, **wish)])[0]
+    found = connect(lab)
+    asked = request(count=count, **wish)
+    with output.progress(f"probing {asked.target} from {asked.source}"):
+        answer = found.probes([asked])[0]
     if as_json:
         output.print_json(answer)
     else:
-        output.labels(found.status().labels)
         click.echo(describe(answer))
     raise click.exceptions.Exit(0 if answer.reached else 1)
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from emulator.cli import options, output
+
+if TYPE_CHECKING:
+    from emulator.compare.comparison import Comparison
+    from emulator.scenario.load import Loaded
 
 
 @click.command("run")
@@ -16,9 +22,12 @@ from emulator.cli import options, output
 @options.styles
 @click.option("--out", "out", type=click.Path(file_okay=False), default=None,
               help="Run directory; default: captures/runs/<time>.")  # fmt: skip
+@click.option("--hops", is_flag=True, help="Print every hop of each flow's packets too.")
 @options.allow_missing
 @options.as_json
-def command(scenarios: tuple[str, ...], styles: str, out: str | None, allow_missing: bool, as_json: bool) -> None:
+def command(
+    scenarios: tuple[str, ...], styles: str, out: str | None, hops: bool, allow_missing: bool, as_json: bool
+) -> None:
     """Run scenarios (files, folders, or shipped names such as connectivity/cross-node) under each style.
 
     Writes a run directory with every result, every hop, a capture per style and report.html. Exit status 1 if an
@@ -29,11 +38,22 @@ def command(scenarios: tuple[str, ...], styles: str, out: str | None, allow_miss
     loaded = [load_scenario(path) for wanted in scenarios for path in find_scenarios(wanted)]
     chosen = options.split_styles(styles)
     directory = Path(out) if out else Path("captures/runs") / time.strftime("%Y%m%d-%H%M%S")
-    raise click.exceptions.Exit(carry_out(loaded, chosen, directory, allow_missing=allow_missing, as_json=as_json))
+    raise click.exceptions.Exit(
+        carry_out(loaded, chosen, directory, allow_missing=allow_missing, as_json=as_json, hops=hops)
+    )
 
 
-def carry_out(loaded: list, styles: list[str], directory: Path, *, allow_missing: bool, as_json: bool) -> int:  # type: ignore[type-arg]
-    """Run, write the run directory, print the comparison; the exit status."""
+def carry_out(
+    loaded: Sequence[Loaded],
+    styles: Sequence[str],
+    directory: Path,
+    *,
+    allow_missing: bool,
+    as_json: bool,
+    hops: bool = False,
+    show: Callable[[Comparison], None] = lambda _comparison: None,
+) -> int:
+    """Run, write the run directory, print the comparison, after what ``show`` prints for people; the exit status."""
     from emulator.compare.compare import compare, load_run
     from emulator.report import html, terminal
     from emulator.report.json import comparison_as_dict
@@ -49,6 +69,7 @@ def carry_out(loaded: list, styles: list[str], directory: Path, *, allow_missing
     if as_json:
         output.print_json(comparison_as_dict(comparison))
     else:
-        terminal.print_comparison(comparison)
+        show(comparison)
+        terminal.print_comparison(comparison, hops=hops)
         click.echo(f"\nreport: {directory / 'report.html'}")
     return 0 if ran.all_met else 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from emulator.cli import options, output
+from emulator.cli.connection import connect
 
 
 @click.command("status")
@@ -18,11 +19,12 @@ def command(lab: str | None, verify: bool, as_json: bool) -> None:
     """
     import msgspec
 
-    from emulator.lab import Lab
-
-    found = Lab.connect(lab)
+    found = connect(lab)
     status = found.status()
-    differences = found.verify() if verify else []
+    differences: list[str] = []
+    if verify:
+        with output.progress("reading the kernel back"):
+            differences = found.verify()
     if as_json:
         data = msgspec.to_builtins(status)
         output.print_json({**data, "differences": differences} if verify else data)
@@ -40,17 +42,16 @@ def _show(status: object) -> None:
     from emulator.lab.records import LabStatus
 
     assert isinstance(status, LabStatus)
-    output.labels(status.labels)
-    if status.broken:
-        output.warn(f"this lab is broken: {status.broken}")
     click.echo(f"{status.name}: {status.title} on {status.topology}, {status.nodes} nodes, {status.pods} pods")
     click.echo(f"offloads {status.offloads}, set up in {status.setup_seconds:.2f} s")
     for phase, seconds in status.phases.items():
         click.echo(f"  {seconds:7.3f} s  {phase}")
     for name, choice in status.choices.items():
         click.echo(f"{name}: {choice}")
-    if status.down_nodes:
-        click.echo(f"nodes down: {', '.join(status.down_nodes)}")
+    for fault in status.faults:
+        click.echo(f"fault: {fault}")
+    for notice in status.notices:
+        click.echo(f"note: {notice}")
     running = [*status.daemons, *status.processes]
     if running:
         output.table(
@@ -59,6 +60,7 @@ def _show(status: object) -> None:
         )
     for item in running:
         if item["state"] == "died":
-            click.echo(f"{item['place']}/{item['name']} died: {item.get('detail', '')}")
+            times = f", {item['restarts']} restarts" if item.get("restarts") else ""
+            click.echo(f"{item['place']}/{item['name']} {item['detail']}{times}")
             for line in item.get("log", ()):
-                click.echo(f"  | {line}")
+                click.echo(f"  | {output.printable(line)}")

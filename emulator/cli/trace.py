@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from emulator.cli import options, output
+from emulator.cli.connection import connect
 from emulator.cli.probe import describe, request, request_options
 
 
@@ -20,26 +21,24 @@ def command(reply: bool, lab: str | None, as_json: bool, **wish: Any) -> None:
 
     Each hop shows what changed since the one before, and which object of the plan explains it.
     """
-    from emulator.lab import Lab
-
-    found = Lab.connect(lab)
+    found = connect(lab)
     asked = request(**wish)
     options_of = {name: getattr(asked, name) for name in ("size", "timeout", "dont_fragment", "family")}
-    trace = found.trace(asked.source, asked.target, asked.port, asked.protocol, **options_of)
+    with output.progress(f"tracing {asked.source} to {asked.target}"):
+        trace = found.trace(asked.source, asked.target, asked.port, asked.protocol, **options_of)
     if as_json:
         output.print_json(trace)
     else:
         from emulator.report.terminal import print_hops
 
-        output.labels(found.status().labels)
         click.echo(describe(trace.answer))
         if trace.request is None:
             click.echo("no packet of it was seen: nothing was sent")
         else:
-            print_hops(trace.request)
-        if reply and trace.reply is not None:
-            click.echo("\nthe answer:")
-            print_hops(trace.reply)
-        if trace.stats.lost:
-            output.warn(f"the capture lost {trace.stats.lost} packets: hops may be missing")
+            print_hops(trace.request, ending=trace.request.verdict)
+        if reply:
+            click.echo("\nthe answer:" if trace.reply is not None else "\nno answer was seen")
+            if trace.reply is not None:
+                print_hops(trace.reply, ending=trace.reply.verdict)
+    output.labels(trace.stats.warnings)
     raise click.exceptions.Exit(0 if trace.answer.reached else 1)

@@ -35,6 +35,7 @@ def command(
         output.print_json(status)
         return
     output.labels(status.labels)
+    output.notes(status.notices)
     size = f"{status.nodes} nodes, {status.pods} pods"
     click.echo(f"lab {status.name} is up: {status.title}, {size} ({status.setup_seconds:.1f} s)")
     click.echo("try: cnilab get pods -o wide · cnilab trace POD POD · cnilab exec POD -- ip route · cnilab down")
