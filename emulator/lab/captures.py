@@ -86,11 +86,12 @@ class Captures:
 
         return pieces()
 
-    def live(self, hops: Hops, *, everywhere: bool) -> Iterator[bytes]:
-        """A capture as it is taken; it ends when the generator is closed. Empty pieces come while nothing is seen."""
+    def live(self, hops: Hops, seconds: float = 0.0, *, everywhere: bool) -> Iterator[bytes]:
+        """A capture as it is taken; it ends after ``seconds`` (0: never) and when the generator is closed. Empty pieces
+        come while nothing is seen."""
         read, write = os.pipe()
         try:
-            handle = session.start(hops, output=write, crowd=len(hops) + SPARE)
+            handle = session.start(hops, output=write, duration=seconds, crowd=len(hops) + SPARE)
         except BaseException:
             os.close(read)
             raise

@@ -311,8 +311,8 @@ class Lab:
         """Run a command at a place with this process's own terminal; returns its exit status."""
         return self._launch().enter(self._entry(place), list(argv))
 
-    def run(self, place: str, *argv: str, timeout: float = 30.0) -> subprocess.CompletedProcess[str]:
-        """Run a command at a place and collect what it prints."""
+    def run(self, place: str, *argv: str, timeout: float | None = 30.0) -> subprocess.CompletedProcess[str]:
+        """Run a command at a place and collect what it prints; ``timeout`` in seconds, None for any time."""
         return self._launch().run(self._entry(place), list(argv), timeout)
 
     def _entry(self, place: str) -> Entry:
@@ -361,9 +361,10 @@ def _objects(manifests: Iterable[Manifest]) -> tuple[dict[str, Any], ...]:
     return (*found, *(validate_objects(dicts) if dicts else []))
 
 
-def live(lab: Lab, hops: Sequence[str], target: IO[bytes]) -> None:
-    """Copy the packets at ``hops`` to ``target`` as pcapng until the reader goes away or the lab ends."""
-    query = quote(",".join(hops), "")
+def live(lab: Lab, hops: Sequence[str], target: IO[bytes], seconds: float = 0.0) -> None:
+    """Copy the packets at ``hops`` to ``target`` as pcapng until the reader goes away, the lab ends, or ``seconds`` are
+    over (0: never)."""
+    query = f"{quote(','.join(hops), '')}&seconds={seconds:g}"
     try:
         lab.client.download(f"{BASE}/capture?hops={query}", target)  # type: ignore[arg-type]
     except BrokenPipeError:

@@ -229,8 +229,12 @@ class Verbs:
 
     def _live_capture(self, _path: Any, query: dict[str, str], _body: Any) -> Stream:
         hops = [hop for hop in query.get("hops", "").split(",") if hop]
+        try:
+            seconds = float(query.get("seconds", "0"))
+        except ValueError:
+            raise UserError(f"{query['seconds']!r} is no number of seconds") from None
         with self._runtime.still():
-            return Stream(self._machinery.captures.live(self._selected(hops), everywhere=not hops), PCAPNG)
+            return Stream(self._machinery.captures.live(self._selected(hops), seconds, everywhere=not hops), PCAPNG)
 
     def _selected(self, hops: list[str]) -> dict[str, tuple[str, ...]]:
         """Namespaces to capture in, each with its devices (none named: all). ``PLACE[:DEVICE]``, default everything."""
