@@ -116,8 +116,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def _warn(self) -> None:
         for text in self.server.api.warnings():
-            # A header is one line of Latin-1, and a quoted string.
-            plain = " ".join(text.split()).replace("\\", "/").replace('"', "'").encode("ascii", "replace").decode()
+            # A header is one line, and this part of it a quoted string.
+            plain = " ".join(text.split()).replace("\\", "/").replace('"', "'")
+            plain = "".join(char if " " <= char <= "~" else "?" for char in plain)
             self.send_header("Warning", f'299 cnilab "{plain}"')
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
