@@ -87,8 +87,8 @@ def build_lab(topology_name: str, style_name: str, pods_per_node: int) -> dict[s
     return {"lab": topology_name, "style": style_name, **parts}
 
 
-def build_mininet(hosts: int) -> float:
-    """Inside a sandbox: Mininet's stock hosts and links on one bridge; seconds."""
+def build_mininet(hosts: int, per_switch: int = 50) -> float:
+    """Inside a sandbox: Mininet's stock hosts and links, on bridges of ``per_switch`` hosts; seconds."""
     from mininet.link import Link
     from mininet.net import Mininet
     from mininet.node import Host
@@ -99,8 +99,9 @@ def build_mininet(hosts: int) -> float:
     Mininet.inited = True  # its init() writes host-wide sysctls
     started = time.perf_counter()
     net = Mininet(host=Host, switch=LabSwitch, controller=None, link=Link, build=False)
-    switch = net.addSwitch("s1")
     for number in range(hosts):
+        if number % per_switch == 0:
+            switch = net.addSwitch(f"s{number // per_switch}")
         net.addLink(net.addHost(f"h{number}"), switch)
     net.build()
     net.start()
