@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from emulator.cluster.ipam import Ipam
+from emulator.cluster.ipam import ConfiguredIpam, Ipam
 from emulator.cluster.kinds import INITIAL_NAMESPACES
 from emulator.cluster.model import Cluster, Machine, Node, Pod, Topology
 from emulator.cluster.podspec import Meta, PodSpec, containers
@@ -61,7 +61,7 @@ class _Assembly:
         self.ipam = ipam
         self.previous = previous
         self.namespaces = _namespaces(objects)
-        self.nodes = _nodes(topology, ipam, previous)
+        self.nodes = _nodes(topology, objects, ipam, previous)
         self.made = dict(previous.made) if previous is not None else {}
         self.old: dict[str, Pod] = {}
         self.old_of_owner: dict[str, list[Pod]] = defaultdict(list)
@@ -164,7 +164,10 @@ class _Assembly:
 
     def _with_ranges(self, node: Node) -> Node:
         ranges = self.ipam.ranges(node.name)
-        return node if ranges == node.pod_ranges else msgspec.structs.replace(node, pod_ranges=ranges)
+        tunnels = self.ipam.tunnels(node.name) if isinstance(self.ipam, ConfiguredIpam) else {}
+        if (ranges, tunnels) == (node.pod_ranges, node.tunnels):
+            return node
+        return msgspec.structs.replace(node, pod_ranges=ranges, tunnels=tunnels)
 
     @staticmethod
     def _refuse(one: Wanted, reason: str) -> None:
@@ -209,12 +212,16 @@ def _namespaces(objects: Sequence[dict[str, Any]]) -> dict[str, dict[str, str]]:
     return namespaces
 
 
-def _nodes(topology: Topology, ipam: Ipam, previous: Cluster | None) -> list[Node]:
+def _nodes(
+    topology: Topology, objects: Sequence[dict[str, Any]], ipam: Ipam, previous: Cluster | None
+) -> list[Node]:
     if previous is not None and previous.topology == topology:
         known = list(previous.nodes)
     else:
         families = [cidr.count(":") > 0 for cidr in topology.pod_cidrs]
         known = [_node(machine, families) for machine in topology.of_kind("node")]
+    if isinstance(ipam, ConfiguredIpam):
+        ipam.configure(objects, known)
     for node in known:
         ipam.add_node(node.name)
     return known

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from emulator.cluster.validation import Network, invalid, parse_cidr
 from emulator.errors import AddressesExhausted, Problem, TopologyError
+
+if TYPE_CHECKING:
+    from emulator.cluster.model import Node
 
 
 class Ipam(Protocol):
@@ -32,6 +35,19 @@ class Ipam(Protocol):
 
     def copy(self) -> Ipam:
         """An independent copy of the whole state."""
+        ...
+
+
+@runtime_checkable
+class ConfiguredIpam(Ipam, Protocol):
+    """An address manager whose settings stand in the cluster's objects (Calico's IPPool)."""
+
+    def configure(self, objects: Sequence[dict[str, Any]], nodes: Sequence[Node]) -> None:
+        """Take the settings that ``objects`` hold; comes before everything else. Raises ManifestError."""
+        ...
+
+    def tunnels(self, node: str) -> dict[str, str]:
+        """The addresses that tunnel devices of ``node`` have been given, by device."""
         ...
 
 
@@ -159,14 +175,26 @@ class _Block:
     free: list[int]
 
 
+@dataclass(frozen=True)
+class BlockPool:
+    """A pool that blocks are cut from. ``nodes`` may take addresses of it; None: all of them."""
+
+    cidr: str
+    prefix: int  # length of a block's
+    nodes: frozenset[str] | None = None
+
+    def serves(self, node: str) -> bool:
+        return self.nodes is None or node in self.nodes
+
+
 class Blocks:
-    """Calico's IPAM: blocks of a pool with affinity to a node, claimed on demand.
+    """Calico's IPAM: blocks of pools with affinity to a node, claimed on demand.
 
     A node takes the first free address of its blocks, all of them (64 in a /26, the first and the last
     too: pods have /32 addresses and no broadcast domain). Given-back addresses go to the end of their
     block's list (``Unallocated`` in ``libcalico-go/lib/backend/model/block.go``). A node whose blocks are
     full claims another, up to ``blocks_per_node``; then it borrows from other nodes' blocks unless
-    ``strict`` (StrictAffinity).
+    ``strict`` (StrictAffinity). Of several pools of a family the first that has an address is taken.
 
     Two liberties for the sake of readable addresses: a node claims its first block when it joins rather
     than with its first pod, and blocks are taken in order where Calico starts at a hash of the node's name.
@@ -181,40 +209,56 @@ class Blocks:
         strict: bool = False,
         blocks_per_node: int = 20,
     ) -> None:
-        self._pools = [(parse_cidr(cidr), v4_prefix if parse_cidr(cidr).version == 4 else v6_prefix) for cidr in cidrs]
-        for pool, prefix in self._pools:
-            _check_pool(pool, prefix, "a block", 0)
         self._strict = strict
         self._blocks_per_node = blocks_per_node
-        self._blocks: list[list[_Block]] = [[] for _ in self._pools]
+        self._pools: list[BlockPool] = []
+        self._networks: list[Network] = []
+        self._blocks: list[list[_Block]] = []
         self._nodes: list[str] = []
         self._leases: dict[str, _Lease] = {}
+        self.use_pools([BlockPool(cidr, v4_prefix if parse_cidr(cidr).version == 4 else v6_prefix) for cidr in cidrs])
+
+    def use_pools(self, pools: Iterable[BlockPool]) -> None:
+        """From now on addresses come from ``pools``, in this order. What was handed out of others stays so; a pool
+        that comes back under its CIDR is the same one. Raises TopologyError for one that holds no block."""
+        wanted = {pool.cidr: pool for pool in pools}
+        for index, held in enumerate(self._pools):
+            self._pools[index] = wanted.pop(held.cidr, BlockPool(held.cidr, held.prefix, frozenset()))
+        for pool in wanted.values():
+            network = parse_cidr(pool.cidr)
+            _check_pool(network, pool.prefix, "a block", 0)
+            self._pools.append(pool)
+            self._networks.append(network)
+            self._blocks.append([])
 
     def add_node(self, node: str) -> None:
-        """Make ``node`` known and claim its first block of each pool, if there is one left."""
+        """Make ``node`` known and claim its first block of each family, if there is one left."""
         if node not in self._nodes:
             self._nodes.append(node)
-            for family in range(len(self._pools)):
-                self._claim(family, node)
+            for version in self._versions():
+                for pool in self._serving(node, version):
+                    if self._claim(pool, node):
+                        break
 
     def ranges(self, node: str) -> tuple[str, ...]:
         """The blocks with affinity to ``node``."""
         return tuple(str(block.network) for blocks in self._blocks for block in blocks if block.node == node)
 
-    def allocate(self, node: str, owner: str) -> tuple[str, ...]:
-        """One address per family. Raises AddressesExhausted, and then nothing was taken (a block may be claimed)."""
+    def allocate(self, node: str, owner: str, *, pools: Collection[str] | None = None) -> tuple[str, ...]:
+        """One address per family, of these ``pools`` (CIDRs; None: any). Raises AddressesExhausted, and then nothing
+        was taken (a block may be claimed)."""
         lease = self._leases.get(owner)
-        if lease is not None and lease.node == node:
+        if lease is not None and lease.node == node and (pools is None or self._within(lease, pools)):
             return lease.addresses
         self.release(owner)
         if node not in self._nodes:
             raise KeyError(node)
-        numbers = [self._block_for(family, node, owner) for family in range(len(self._pools))]
+        found = [self._block_for(version, node, owner, pools) for version in self._versions(pools)]
         places, addresses = [], []
-        for family, number in enumerate(numbers):
-            block = self._blocks[family][number]
+        for pool, number in found:
+            block = self._blocks[pool][number]
             offset = block.free.pop(0)
-            places.append((family, number, offset))
+            places.append((pool, number, offset))
             addresses.append(str(block.network.network_address + offset))
         self._leases[owner] = _Lease(node, tuple(addresses), tuple(places))
         return tuple(addresses)
@@ -223,54 +267,85 @@ class Blocks:
         """Give the addresses of ``owner`` back; the node keeps its blocks."""
         lease = self._leases.pop(owner, None)
         if lease is not None:
-            for family, number, offset in lease.places:
-                self._blocks[family][number].free.append(offset)
+            for pool, number, offset in lease.places:
+                self._blocks[pool][number].free.append(offset)
 
     def copy(self) -> Blocks:
         """An independent copy."""
         twin = Blocks((), strict=self._strict, blocks_per_node=self._blocks_per_node)
-        twin._pools = self._pools
+        twin._pools = list(self._pools)
+        twin._networks = list(self._networks)
         twin._blocks = [[_Block(b.network, b.node, list(b.free)) for b in blocks] for blocks in self._blocks]
         twin._nodes = list(self._nodes)
         twin._leases = dict(self._leases)
         return twin
 
-    def _block_for(self, family: int, node: str, owner: str) -> int:
-        """The number of the block that the next address of ``node`` comes from."""
-        blocks = self._blocks[family]
-        for number, block in enumerate(blocks):
-            if block.node == node and block.free:
-                return number
-        held = sum(block.node == node for block in blocks)
-        if held < self._blocks_per_node and self._claim(family, node):
-            return len(blocks) - 1
-        if not self._strict:
-            for number, block in enumerate(blocks):
-                if block.free:
-                    return number
-        pool, prefix = self._pools[family]
-        size = 1 << (pool.max_prefixlen - prefix)
-        if self._strict:
-            reason = f"its {held} blocks of {size} addresses in {pool} are full and it may not borrow (strict affinity)"
-        elif held >= self._blocks_per_node:
-            reason = (
-                f"its {held} blocks of {size} addresses in {pool}, the most that a node may hold, are full, and no"
-                " other node has an address to lend"
+    def _versions(self, pools: Collection[str] | None = None) -> list[int]:
+        """The families of the pools in use, in their order."""
+        return list(
+            dict.fromkeys(
+                network.version
+                for pool, network in zip(self._pools, self._networks, strict=True)
+                if pool.nodes != frozenset() and (pools is None or pool.cidr in pools)
             )
-        else:
-            reason = f"all {len(blocks)} blocks of {size} addresses in {pool} are full"
+        )
+
+    def _within(self, lease: _Lease, pools: Collection[str]) -> bool:
+        return all(self._pools[pool].cidr in pools for pool, _, _ in lease.places)
+
+    def _serving(self, node: str, version: int, pools: Collection[str] | None = None) -> list[int]:
+        """The pools that ``node`` may take an address of this family from."""
+        return [
+            index
+            for index, pool in enumerate(self._pools)
+            if self._networks[index].version == version
+            and pool.serves(node)
+            and (pools is None or pool.cidr in pools)
+        ]
+
+    def _block_for(self, version: int, node: str, owner: str, pools: Collection[str] | None) -> tuple[int, int]:
+        """The pool and the number of the block that the next address of ``node`` comes from."""
+        serving = self._serving(node, version, pools)
+        for pool in serving:
+            for number, block in enumerate(self._blocks[pool]):
+                if block.node == node and block.free:
+                    return pool, number
+        held = sum(block.node == node for pool in serving for block in self._blocks[pool])
+        if held < self._blocks_per_node:
+            for pool in serving:
+                if self._claim(pool, node):
+                    return pool, len(self._blocks[pool]) - 1
+        if not self._strict:
+            for pool in serving:
+                for number, block in enumerate(self._blocks[pool]):
+                    if block.free:
+                        return pool, number
         raise AddressesExhausted(
-            f"node {node}: no free address for {owner}: {reason}",
+            f"node {node}: no free address for {owner}: {self._reason(serving, held, version)}",
             hint="run fewer pods, or give the topology a larger podCIDRs range",
         )
 
-    def _claim(self, family: int, node: str) -> bool:
-        pool, prefix = self._pools[family]
-        number = len(self._blocks[family])
-        if number >= 1 << (prefix - pool.prefixlen):
+    def _reason(self, serving: Sequence[int], held: int, version: int) -> str:
+        if not serving:
+            return f"no IPv{version} pool that is in use selects this node"
+        size = 1 << (self._networks[serving[0]].max_prefixlen - self._pools[serving[0]].prefix)
+        where = ", ".join(self._pools[pool].cidr for pool in serving)
+        if self._strict:
+            return f"its {held} blocks of {size} addresses in {where} are full and it may not borrow (strict affinity)"
+        if held >= self._blocks_per_node:
+            return (
+                f"its {held} blocks of {size} addresses in {where}, the most that a node may hold, are full, and no"
+                " other node has an address to lend"
+            )
+        return f"all {sum(len(self._blocks[pool]) for pool in serving)} blocks of {size} addresses in {where} are full"
+
+    def _claim(self, pool: int, node: str) -> bool:
+        network, prefix = self._networks[pool], self._pools[pool].prefix
+        number = len(self._blocks[pool])
+        if number >= 1 << (prefix - network.prefixlen):
             return False
-        size = 1 << (pool.max_prefixlen - prefix)
-        self._blocks[family].append(_Block(_nth_subnet(pool, prefix, number), node, list(range(size))))
+        size = 1 << (network.max_prefixlen - prefix)
+        self._blocks[pool].append(_Block(_nth_subnet(network, prefix, number), node, list(range(size))))
         return True
 
 

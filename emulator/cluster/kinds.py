@@ -106,6 +106,16 @@ KINDS: tuple[Kind, ...] = (
     _kind("GatewayClass", "gateway.networking.k8s.io/v1", "gatewayclasses", "gc", namespaced=False),
     _kind("Gateway", "gateway.networking.k8s.io/v1", "gateways", "gtw"),
     _kind("HTTPRoute", "gateway.networking.k8s.io/v1", "httproutes"),
+    *(
+        _kind(kind, version, plural, short, namespaced=False)
+        for version in ("projectcalico.org/v3", "crd.projectcalico.org/v1")
+        for kind, plural, short in (
+            ("IPPool", "ippools", "pool"),
+            ("BGPConfiguration", "bgpconfigurations", "bgpconfig"),
+            ("BGPPeer", "bgppeers", "bgpp"),
+        )
+    ),
+    _kind("Node", "projectcalico.org/v3", "nodes", namespaced=False),
     _kind("GlobalNetworkPolicy", "projectcalico.org/v3", "globalnetworkpolicies", "gnp", namespaced=False),
     _kind("CiliumNetworkPolicy", "cilium.io/v2", "ciliumnetworkpolicies", "cnp ciliumnp"),
     _kind(

@@ -40,6 +40,11 @@ _CONSUMED = frozenset(
         "NetworkPolicy",
         "Ingress",
         "IngressClass",
+        # Calico's, which its style reads
+        "IPPool",
+        "BGPConfiguration",
+        "BGPPeer",
+        "Node",
     )
 )
 _CONTROLLERS = ("Deployment", "ReplicaSet", "StatefulSet")

@@ -162,7 +162,8 @@ class Node(msgspec.Struct, frozen=True, omit_defaults=True):
     """A Kubernetes node. ``addresses`` are its InternalIPs; ``pod_ranges`` the CIDRs that its pods are in.
 
     ``device`` is the interface that holds ``addresses`` (the one of the default route), ``mtu`` its MTU;
-    ``subnets`` are the underlay subnets that they are from, in the same order.
+    ``subnets`` are the underlay subnets that they are from, in the same order. ``tunnels`` are the addresses of its
+    tunnel devices, by device, where the style's address manager hands them out.
     """
 
     name: str
@@ -173,6 +174,7 @@ class Node(msgspec.Struct, frozen=True, omit_defaults=True):
     labels: dict[str, str] = {}
     subnets: tuple[str, ...] = ()
     asn: int = 0
+    tunnels: dict[str, str] = {}
 
     @property
     def ns(self) -> str:
