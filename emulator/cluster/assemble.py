@@ -212,9 +212,7 @@ def _namespaces(objects: Sequence[dict[str, Any]]) -> dict[str, dict[str, str]]:
     return namespaces
 
 
-def _nodes(
-    topology: Topology, objects: Sequence[dict[str, Any]], ipam: Ipam, previous: Cluster | None
-) -> list[Node]:
+def _nodes(topology: Topology, objects: Sequence[dict[str, Any]], ipam: Ipam, previous: Cluster | None) -> list[Node]:
     if previous is not None and previous.topology == topology:
         known = list(previous.nodes)
     else:

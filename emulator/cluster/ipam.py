@@ -51,6 +51,15 @@ class ConfiguredIpam(Ipam, Protocol):
         ...
 
 
+@runtime_checkable
+class AttachesInterfaces(Protocol):
+    """An address manager that gives nodes further network interfaces as their pods need addresses."""
+
+    def interfaces(self, node: str) -> tuple[Eni, ...]:
+        """The network interfaces of ``node``, the primary one first."""
+        ...
+
+
 @dataclass
 class _Lease:
     """Where an owner's addresses came from: for each family, the table (range or block) and the offset in it."""
@@ -298,9 +307,7 @@ class Blocks:
         return [
             index
             for index, pool in enumerate(self._pools)
-            if self._networks[index].version == version
-            and pool.serves(node)
-            and (pools is None or pool.cidr in pools)
+            if self._networks[index].version == version and pool.serves(node) and (pools is None or pool.cidr in pools)
         ]
 
     def _block_for(self, version: int, node: str, owner: str, pools: Collection[str] | None) -> tuple[int, int]:

@@ -106,21 +106,22 @@ KINDS: tuple[Kind, ...] = (
     _kind("GatewayClass", "gateway.networking.k8s.io/v1", "gatewayclasses", "gc", namespaced=False),
     _kind("Gateway", "gateway.networking.k8s.io/v1", "gateways", "gtw"),
     _kind("HTTPRoute", "gateway.networking.k8s.io/v1", "httproutes"),
-    *(
-        _kind(kind, version, plural, short, namespaced=False)
-        for version in ("projectcalico.org/v3", "crd.projectcalico.org/v1")
-        for kind, plural, short in (
-            ("IPPool", "ippools", "pool"),
-            ("BGPConfiguration", "bgpconfigurations", "bgpconfig"),
-            ("BGPPeer", "bgppeers", "bgpp"),
-        )
-    ),
-    _kind("Node", "projectcalico.org/v3", "nodes", namespaced=False),
+    _kind("IPPool", "projectcalico.org/v3", "ippools", namespaced=False),
+    _kind("BGPConfiguration", "projectcalico.org/v3", "bgpconfigurations", "bgpconfig", namespaced=False),
+    _kind("BGPPeer", "projectcalico.org/v3", "bgppeers", namespaced=False),
     _kind("GlobalNetworkPolicy", "projectcalico.org/v3", "globalnetworkpolicies", "gnp", namespaced=False),
     _kind("CiliumNetworkPolicy", "cilium.io/v2", "ciliumnetworkpolicies", "cnp ciliumnp"),
     _kind(
         "CiliumClusterwideNetworkPolicy", "cilium.io/v2", "ciliumclusterwidenetworkpolicies", "ccnp", namespaced=False
     ),
+)
+
+# Known by group and kind only: their names mean those above.
+NAMESAKES: tuple[Kind, ...] = (
+    _kind("Node", "projectcalico.org/v3", "nodes", namespaced=False),
+    _kind("IPPool", "crd.projectcalico.org/v1", "ippools", namespaced=False),
+    _kind("BGPConfiguration", "crd.projectcalico.org/v1", "bgpconfigurations", namespaced=False),
+    _kind("BGPPeer", "crd.projectcalico.org/v1", "bgppeers", namespaced=False),
 )
 
 
@@ -139,7 +140,7 @@ def _by_name() -> dict[str, Kind]:
 
 @cache
 def _by_kind() -> dict[tuple[str, str], Kind]:
-    return {(kind.group, kind.kind): kind for kind in KINDS}
+    return {(kind.group, kind.kind): kind for kind in (*KINDS, *NAMESAKES)}
 
 
 def resource(argument: str) -> Kind:

@@ -7,6 +7,7 @@ are tuples throughout: one entry for IPv4-only or IPv6-only, two (in the order o
 
 from __future__ import annotations
 
+from ipaddress import ip_address, ip_network
 from typing import Any, Literal
 
 import msgspec
@@ -91,8 +92,75 @@ class Switch(msgspec.Struct, frozen=True, omit_defaults=True):
     mtu: int = 1500
 
 
+class VpcSubnet(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A subnet of a VPC: what a switch's segment is in the cloud. ``route_table`` is the name of one of the VPC's."""
+
+    name: str
+    cidr: str
+    zone: str = ""
+    route_table: str = "main"
+
+
+class VpcRoute(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A line of a route table. ``target`` is the name of a gateway: a router of the topology, or a NAT gateway."""
+
+    destination: str
+    target: str
+
+
+class RouteTable(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A route table of a VPC, without the ``local`` routes, which every table has."""
+
+    name: str
+    routes: tuple[VpcRoute, ...] = ()
+
+
+class NatGateway(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A NAT gateway in ``subnet`` (its name), with its private address there; empty until the fabric is laid."""
+
+    name: str
+    subnet: str
+    address: str = ""
+
+
+class InternetGateway(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The way to the internet by the topology's router ``router``. Public addresses are from ``cidr``."""
+
+    name: str
+    router: str
+    cidr: str
+
+
+class Vpc(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A cloud's virtual network, as the topology describes it.
+
+    ``router`` is the machine that stands for the fabric; empty until a style lays it. ``public`` maps private
+    addresses to public ones. The warm targets are those of ipamd; ``warm_ips`` 0 leaves it to ``warm_enis``.
+    """
+
+    cidrs: tuple[str, ...]
+    subnets: tuple[VpcSubnet, ...]
+    route_tables: tuple[RouteTable, ...] = ()
+    internet_gateway: InternetGateway | None = None
+    nat_gateways: tuple[NatGateway, ...] = ()
+    warm_enis: int = 1
+    warm_ips: int = 0
+    router: str = ""
+    public: tuple[tuple[str, str], ...] = ()
+
+    def subnet_of(self, address: str) -> VpcSubnet:
+        """The subnet that holds ``address``. KeyError if none does."""
+        for subnet in self.subnets:
+            if ip_address(address) in ip_network(subnet.cidr):
+                return subnet
+        raise KeyError(address)
+
+
 class Topology(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A resolved topology. ``machines`` and ``switches`` keep the file's order."""
+    """A resolved topology. ``machines`` and ``switches`` keep the file's order.
+
+    ``vpc`` describes the cloud's network, for styles that live in one; others do not look at it.
+    """
 
     name: str
     machines: tuple[Machine, ...]
@@ -100,6 +168,7 @@ class Topology(msgspec.Struct, frozen=True, omit_defaults=True):
     pod_cidrs: tuple[str, ...]
     service_cidrs: tuple[str, ...]
     node_cidrs: tuple[str, ...]
+    vpc: Vpc | None = None
 
     def of_kind(self, kind: Literal["node", "router", "host"]) -> tuple[Machine, ...]:
         """The machines of one kind, in the file's order."""
@@ -156,6 +225,21 @@ class Pod(msgspec.Struct, frozen=True, omit_defaults=True):
     def ns(self) -> str:
         """The plan's name of the network namespace that this pod's traffic lives in."""
         return f"node/{self.node}" if self.host_network else f"pod/{self.namespace}/{self.name}"
+
+
+class Eni(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A cloud's network interface that is attached to a node: ``eth0`` is the primary one, ``eth1`` the next.
+
+    ``address`` is its own, in ``subnet`` (a CIDR); ``prefixes`` are what it has for pods: single addresses (/32), or
+    blocks of sixteen (/28).
+    """
+
+    index: int
+    device: str
+    mac: str
+    subnet: str
+    address: str
+    prefixes: tuple[str, ...] = ()
 
 
 class Node(msgspec.Struct, frozen=True, omit_defaults=True):
