@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from emulator.cluster.ipam import ConfiguredIpam, Ipam
+from emulator.cluster.ipam import AttachesInterfaces, ConfiguredIpam, Ipam
 from emulator.cluster.kinds import INITIAL_NAMESPACES
 from emulator.cluster.model import Cluster, Machine, Node, Pod, Topology
 from emulator.cluster.podspec import Meta, PodSpec, containers
@@ -165,9 +165,10 @@ class _Assembly:
     def _with_ranges(self, node: Node) -> Node:
         ranges = self.ipam.ranges(node.name)
         tunnels = self.ipam.tunnels(node.name) if isinstance(self.ipam, ConfiguredIpam) else {}
-        if (ranges, tunnels) == (node.pod_ranges, node.tunnels):
+        enis = self.ipam.interfaces(node.name) if isinstance(self.ipam, AttachesInterfaces) else ()
+        if (ranges, tunnels, enis) == (node.pod_ranges, node.tunnels, node.enis):
             return node
-        return msgspec.structs.replace(node, pod_ranges=ranges, tunnels=tunnels)
+        return msgspec.structs.replace(node, pod_ranges=ranges, tunnels=tunnels, enis=enis)
 
     @staticmethod
     def _refuse(one: Wanted, reason: str) -> None:

@@ -10,7 +10,7 @@ from emulator.cluster.validation import Network, invalid, parse_cidr
 from emulator.errors import AddressesExhausted, Problem, TopologyError
 
 if TYPE_CHECKING:
-    from emulator.cluster.model import Node
+    from emulator.cluster.model import Eni, Node
 
 
 class Ipam(Protocol):

@@ -247,7 +247,8 @@ class Node(msgspec.Struct, frozen=True, omit_defaults=True):
 
     ``device`` is the interface that holds ``addresses`` (the one of the default route), ``mtu`` its MTU;
     ``subnets`` are the underlay subnets that they are from, in the same order. ``tunnels`` are the addresses of its
-    tunnel devices, by device, where the style's address manager hands them out.
+    tunnel devices, by device, where the style's address manager hands them out. ``enis`` are the network interfaces
+    that pods get addresses of, in a cloud whose CNI works so.
     """
 
     name: str
@@ -259,6 +260,7 @@ class Node(msgspec.Struct, frozen=True, omit_defaults=True):
     subnets: tuple[str, ...] = ()
     asn: int = 0
     tunnels: dict[str, str] = {}
+    enis: tuple[Eni, ...] = ()
 
     @property
     def ns(self) -> str:
