@@ -116,8 +116,13 @@ class Captures:
 
         return pieces()
 
+    def born(self, ns: str) -> None:
+        """A namespace has been made. Whoever still listens in one of that name listens to a dead one."""
+        self.let_go(ns)
+        self.take_in(ns)
+
     def take_in(self, ns: str) -> None:
-        """A namespace is there, newly made or as before: whoever wants its packets listens from now on."""
+        """A namespace is there: whoever wants its packets listens from now on, unless he does already."""
         for running in self._all():
             if running.wants(ns) and ns not in running.listening:
                 try:
@@ -127,7 +132,7 @@ class Captures:
                     continue  # a capture that has died says so when it is ended; no change of the lab fails of it
 
     def let_go(self, ns: str) -> None:
-        """A namespace is about to go: an open capture would keep it alive."""
+        """A namespace goes, or has gone: an open capture would keep it alive."""
         for running in self._all():
             if ns in running.listening:
                 running.listening.discard(ns)

@@ -48,7 +48,7 @@ class Machinery:
     def __init__(self, *, allow_missing: bool) -> None:
         self.captures = Captures()
         self.traffic = TrafficEngine.start(wait=False)  # it is up before the first pod is
-        self.applier = Applier(allow_missing=allow_missing, on_namespace=self.captures.take_in)
+        self.applier = Applier(allow_missing=allow_missing, on_namespace=self.captures.born)
         self.commands = PodCommands()
         self._meter: HookMeter | None = None
 
@@ -112,7 +112,9 @@ class Machinery:
         self.commands.start(change.commands_to_start())
 
     def _reinstate(self, change: _Change) -> None:
-        """What was retired serves again, after a change that the kernel refused."""
+        """What was retired serves again, after a change that the kernel refused. What it had made by then is gone."""
+        for ns in change.coming:
+            self.captures.let_go(ns)
         self._plug(change.leaving, change.going, up=True)
         retired = set(change.servers_to_stop())
         if starting := [server for ns, server in change.servers(change.old).items() if ns in retired]:
@@ -275,6 +277,8 @@ class _Change:
         removed = [step.old for step in operations if step.verb == "remove"]
         self.dying = [item.ns for item in removed if isinstance(item, Namespace)]
         dying = self._dying = set(self.dying)
+        added = [step.new for step in operations if step.verb == "add"]
+        self.coming = [item.ns for item in added if isinstance(item, Namespace) and item.ns not in dying]
         self._before = {pod.key: pod for pod in old.pods}
         self._after = {pod.key: pod for pod in new.pods}
         keys = self._before.keys() | self._after.keys()
