@@ -64,6 +64,7 @@ class _Assembly:
         self.nodes = _nodes(topology, objects, ipam, previous)
         self.made = dict(previous.made) if previous is not None else {}
         self.old: dict[str, Pod] = {}
+        self.before = {pod.key: pod for pod in previous.pods} if previous is not None else {}
         self.old_of_owner: dict[str, list[Pod]] = defaultdict(list)
         names = {node.name for node in self.nodes}
         for pod in previous.pods if previous is not None else ():
@@ -144,7 +145,7 @@ class _Assembly:
         bound = node or spec.node_name or pod.node
         if bound != pod.node or bool(spec.host_network) != pod.host_network:
             return None
-        record = _record(one, name, pod.node, pod.addresses)
+        record = _record(one, name, pod.node, pod.addresses, pod.incarnation)
         return pod if record == pod else record
 
     def _release(self, kept: dict[str, Pod]) -> None:
@@ -160,7 +161,8 @@ class _Assembly:
         host_network = bool(one.template.spec and one.template.spec.host_network)
         key = f"{one.namespace}/{name}"
         addresses = node.addresses if host_network else self.ipam.allocate(node.name, key)
-        return _record(one, name, node.name, addresses)
+        replaced = self.before.get(key)
+        return _record(one, name, node.name, addresses, replaced.incarnation + 1 if replaced is not None else 0)
 
     def _with_ranges(self, node: Node) -> Node:
         ranges = self.ipam.ranges(node.name)
@@ -181,7 +183,7 @@ def _same_revision(one: Wanted, pod: Pod) -> bool:
     return not label or pod.labels.get(label) == value
 
 
-def _record(one: Wanted, name: str, node: str, addresses: tuple[str, ...]) -> Pod:
+def _record(one: Wanted, name: str, node: str, addresses: tuple[str, ...], incarnation: int) -> Pod:
     spec, meta = one.template.spec or PodSpec(), one.template.metadata or Meta()
     extra = one.labels_by_name.get(name)
     # kubelet's GeneratePodHostNameAndDomain; a StatefulSet's pods are named so that this is their DNS name
@@ -200,6 +202,7 @@ def _record(one: Wanted, name: str, node: str, addresses: tuple[str, ...]) -> Po
         hostname=hostname,
         subdomain=spec.subdomain or "",
         restart_policy=spec.restart_policy or "Always",
+        incarnation=incarnation,
     )
 
 

@@ -200,6 +200,7 @@ class Pod(msgspec.Struct, frozen=True, omit_defaults=True):
     ``addresses`` are the node's own for ``host_network`` pods, which have no namespace of their own.
     ``owner`` is ``ReplicaSet/web-6d4b75cb6d``, ``StatefulSet/db``, ``DaemonSet/agent``, ``Topology`` for pods of
     a topology's ``pods: N``, and empty for a Pod that was given as such. ``hostname`` is what the pod calls itself.
+    ``incarnation`` counts the pods of this name that it has replaced.
     """
 
     namespace: str
@@ -215,6 +216,7 @@ class Pod(msgspec.Struct, frozen=True, omit_defaults=True):
     hostname: str = ""
     subdomain: str = ""
     restart_policy: Literal["Always", "OnFailure", "Never"] = "Always"
+    incarnation: int = 0
 
     @property
     def key(self) -> str:

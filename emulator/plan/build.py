@@ -10,8 +10,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
+import msgspec
+
 from emulator.cluster.model import Cluster, Machine, Node, Pod
-from emulator.plan.model import AnyObject, Bridge, Key, Offloads, Plan, Veth, Vxlan
+from emulator.plan.model import AnyObject, Bridge, CniAttachment, Key, Offloads, Plan, Veth, Vxlan
 from emulator.plan.underlay import underlay
 
 Fragment = tuple[AnyObject, ...]
@@ -53,7 +55,7 @@ def build(
 
     def take(key: str, objects: Iterable[AnyObject]) -> None:
         made = tuple(objects)
-        fragments[key] = made + tuple(_offloads(made)) if wire_accurate else made
+        fragments[key] = tuple(_wire_accurate(made)) if wire_accurate else made
 
     if "underlay" in old:
         fragments["underlay"] = old["underlay"]
@@ -135,6 +137,14 @@ def _names_by_node(cluster: Cluster) -> dict[str, list[str]]:
     for pod in cluster.pods:
         names[pod.node].append(pod.key)
     return names
+
+
+def _wire_accurate(objects: Iterable[AnyObject]) -> Iterator[AnyObject]:
+    made = [
+        msgspec.structs.replace(item, offloads=False) if isinstance(item, CniAttachment) else item for item in objects
+    ]
+    yield from made
+    yield from _offloads(made)
 
 
 def _offloads(objects: Iterable[AnyObject]) -> Iterator[Offloads]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from functools import singledispatch
 
+import msgspec
+
 from emulator.plan.model import (
     Address,
     Bridge,
     BridgePort,
+    CniAttachment,
     Daemon,
     FdbEntry,
     File,
@@ -75,7 +78,7 @@ def _bridge_port(item: BridgePort) -> str:
 @describe.register
 def _address(item: Address) -> str:
     scope = "" if item.scope == "global" else f" scope {item.scope}"
-    return f"address {item.address} dev {item.device}{scope}"
+    return f"address {item.address} dev {item.device}{scope}" + ("" if item.prefix_route else " noprefixroute")
 
 
 @describe.register
@@ -170,6 +173,14 @@ def _nft(item: NftTable) -> str:
 @describe.register
 def _file(item: File) -> str:
     return f"file {item.path} ({len(item.content.encode())} bytes, mode {item.mode:04o})"
+
+
+@describe.register
+def _cni_attachment(item: CniAttachment) -> str:
+    network = msgspec.json.decode(item.network)
+    chain = ", ".join(plugin["type"] for plugin in network["plugins"])
+    words = f"attachment of {item.device} to {network['name']} by {chain} in {item.node}"
+    return words + (f": {', '.join(item.addresses)}" if item.addresses else "")
 
 
 @describe.register

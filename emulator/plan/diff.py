@@ -22,6 +22,7 @@ from emulator.plan.model import (
     AnyObject,
     Bridge,
     BridgePort,
+    CniAttachment,
     Daemon,
     FdbEntry,
     File,
@@ -181,6 +182,8 @@ class _Difference:
     def _needs_removal(self, item: AnyObject) -> bool:
         if isinstance(item, Namespace):
             return True
+        if isinstance(item, CniAttachment):
+            return True  # plugins hold more than the pod's namespace: leases, rules and devices of the node
         if isinstance(item, Daemon):
             return True  # a process holds its namespace alive: it must be ended, it does not vanish
         if isinstance(item, Sysctl):
@@ -238,6 +241,8 @@ def _without_words(item: AnyObject) -> AnyObject:
         )
     if isinstance(item, Veth):
         return msgspec.structs.replace(item, component="", why="", peer_why="")
+    if isinstance(item, CniAttachment):
+        return msgspec.structs.replace(item, component="", why="", devices=(), addresses=())
     return msgspec.structs.replace(item, component="", why="")
 
 
@@ -272,7 +277,7 @@ def _must_be_made_anew(was: AnyObject, now: AnyObject) -> bool:
         return (was.peer_ns, was.peer) != (now.peer_ns, now.peer)
     if isinstance(was, IpSet) and isinstance(now, IpSet):
         return (was.type, was.family) != (now.type, now.family)
-    return isinstance(was, Namespace)
+    return isinstance(was, (Namespace, CniAttachment))
 
 
 def _replacement(was: AnyObject, now: AnyObject) -> list[Operation]:
@@ -337,6 +342,7 @@ _ORDER: dict[type, int] = {
     Impairment: 16,
     File: 17,
     Daemon: 18,
+    CniAttachment: 19,  # the node is ready by then
 }
 
 

@@ -115,11 +115,15 @@ class BridgePort(PlanObject, frozen=True, kw_only=True):
 
 
 class Address(PlanObject, frozen=True, kw_only=True):
-    """An address with its prefix length, ``10.244.1.1/24``. IPv6 ones skip duplicate detection."""
+    """An address with its prefix length, ``10.244.1.1/24``. IPv6 ones skip duplicate detection.
+
+    Without ``prefix_route`` the kernel makes no connected route for the prefix (``noprefixroute``).
+    """
 
     device: str
     address: str
     scope: Literal["global", "link", "host"] = "global"
+    prefix_route: bool = True
 
     @property
     def key(self) -> Key:
@@ -161,7 +165,7 @@ class Route(PlanObject, frozen=True, kw_only=True):
     via: str = ""
     device: str = ""
     type: Literal["unicast", "blackhole", "unreachable", "prohibit"] = "unicast"
-    scope: Literal["global", "link"] = "global"
+    scope: Literal["global", "link", "host"] = "global"
     protocol: Literal["boot", "kernel", "static", "bird", "felix"] = "boot"
     onlink: bool = False
     source: str = ""
@@ -327,6 +331,46 @@ class Daemon(PlanObject, frozen=True, kw_only=True):
         return ("daemon", self.ns, self.name)
 
 
+class PluginDevice(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A device that a CNI plugin made, as the kernel shows it: ``kind`` is ``veth``, ``bridge``, ...; ``plugin`` the
+    plugin's type; ``bridge`` the one that it is a port of, if any. MTU in bytes."""
+
+    ns: str
+    name: str
+    kind: str
+    mac: str
+    mtu: int
+    plugin: str
+    bridge: str = ""
+
+
+class CniAttachment(PlanObject, frozen=True, kw_only=True):
+    """A pod is attached to a network by real CNI plugins, as a container runtime runs them, in ``node``.
+
+    ``network`` is the configuration list, as JSON text; ``plugins`` are the folders that hold the binaries. ``args``
+    are the pairs of CNI_ARGS; ``capabilities`` what the runtime offers to plugins that declare a capability of that
+    name, as JSON text. ``offloads``: whether the devices that plugins make keep them.
+
+    What comes of it is known only once the plugins have run: ``devices`` and ``addresses`` (with their prefix length)
+    are empty before, and two attachments that differ in nothing else are the same.
+    """
+
+    node: str
+    network: str
+    plugins: tuple[str, ...]
+    container: str
+    device: str = "eth0"
+    args: tuple[tuple[str, str], ...] = ()
+    capabilities: str = "{}"
+    offloads: bool = True
+    devices: tuple[PluginDevice, ...] = ()
+    addresses: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> Key:
+        return ("attachment", self.ns, self.device)
+
+
 AnyObject: TypeAlias = (
     Namespace
     | Veth
@@ -346,6 +390,7 @@ AnyObject: TypeAlias = (
     | NftTable
     | File
     | Daemon
+    | CniAttachment
 )
 
 
