@@ -12,7 +12,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 from typing import NamedTuple
 
 from emulator.capture.model import Hop, Journey, Packet, Reason
-from emulator.capture.nat import Culprit, Hook, Translated, translator
+from emulator.capture.nat import Culprit, Hook, Translated, masquerading_table, translator
 from emulator.plan.describe import describe
 from emulator.plan.iptables import rule_text
 from emulator.plan.model import (
@@ -24,6 +24,7 @@ from emulator.plan.model import (
     IpSet,
     IptablesRules,
     Neighbour,
+    NftTable,
     Plan,
     PlanObject,
     Route,
@@ -62,6 +63,7 @@ class _Machine:
         self.addresses: set[str] = set()
         self.tables: list[IptablesRules] = []
         self.sets: list[IpSet] = []
+        self.nft: list[NftTable] = []
         self.targets: list[_Target] = []
         self._best: dict[str, Route | Address | None] = {}
 
@@ -131,6 +133,8 @@ class _Index:
                 machine.tables.append(item)
             case IpSet():
                 machine.sets.append(item)
+            case NftTable():
+                machine.nft.append(item)
             case Route() if item.table == MAIN_TABLE:
                 machine.add_target(item.destination, item, item.metric)
             case Address():
@@ -138,7 +142,7 @@ class _Index:
                 address = str(interface.ip)
                 machine.addresses.add(address)
                 self.owners.setdefault(address, item.ns)
-                if interface.network.prefixlen < interface.ip.max_prefixlen:
+                if item.prefix_route and interface.network.prefixlen < interface.ip.max_prefixlen:
                     machine.add_target(item.address, item)
             case _:
                 pass
@@ -350,6 +354,8 @@ def _translated(
         culprit = translator(hook, seen, machine.tables, machine.sets)
         if culprit is not None:
             reasons.append(_rule(culprit))
+        elif (table := masquerading_table(hook, seen, machine.tables, machine.nft)) is not None:
+            reasons.append(_reason(table))
     if reasons:
         answer = (new.protocol, new.target, new.source, *_ports(new))
         translations[hop.ns, answer] = reasons[-1]

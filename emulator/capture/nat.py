@@ -7,12 +7,13 @@ Only if one single rule can have done it is it named.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Literal
 
-from emulator.plan.model import Chain, IpSet, IptablesRules, Rule
+from emulator.plan.model import Chain, IpSet, IptablesRules, NftTable, Rule
 
 Hook = Literal["PREROUTING", "POSTROUTING", "OUTPUT"]
 SOURCE_TARGETS = ("MASQUERADE", "SNAT", "NETMAP")
@@ -33,6 +34,7 @@ _LONG = {
     "--match": "-m",
 }
 _PROTOCOLS = {"1": "icmp", "6": "tcp", "17": "udp", "58": "icmpv6", "ipv6-icmp": "icmpv6"}
+_NFT_SOURCE_NAT = re.compile(r"^\s.*\b(masquerade|snat)\b", re.MULTILINE)
 _IGNORED = ("--comment", "--random-fully", "--random", "--to-source", "--to-destination", "--to-ports", "--set-xmark")
 
 
@@ -70,6 +72,21 @@ def translator(
     found = list(_Walk(mine, members, packet, wanted).hook(hook))
     unique = {(each.chain, each.number, each.rules.owner): each for each in found}
     return next(iter(unique.values())) if len(unique) == 1 else None
+
+
+def masquerading_table(
+    hook: Hook, packet: Translated, tables: Iterable[IptablesRules], nft: Iterable[NftTable]
+) -> NftTable | None:
+    """The only nftables table that can have masqueraded ``packet``; None if there are more, or iptables may have.
+
+    The table's text is not followed: that it is the only one which gives packets of this family another source is
+    what makes it the one.
+    """
+    if hook != "POSTROUTING" or any(each.table == "nat" and each.family == packet.version for each in tables):
+        return None
+    families = ("inet", "ip" if packet.version == 4 else "ip6")
+    found = [each for each in nft if each.family in families and _NFT_SOURCE_NAT.search(each.body)]
+    return found[0] if len(found) == 1 else None
 
 
 class _Walk:

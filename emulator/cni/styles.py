@@ -1,7 +1,7 @@
 """Which styles there are, and how one is loaded by its name.
 
-Styles come from the entry points of group ``cnilab.styles``, so that another distribution can add its own. The
-two that ship here are known without any metadata: a checkout that was never installed has none, reading it takes
+Styles come from the entry points of group ``cnilab.styles``, so that another distribution can add its own. Those
+that ship here are known without any metadata: a checkout that was never installed has none, reading it takes
 20 ms of each `up`, and no other distribution should stand in for them.
 """
 
@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 Loader = Callable[[str], Style]
 
-BUILT_IN = {"flannel": "emulator.cni.flannel:load", "calico": "emulator.cni.calico:load"}
+BUILT_IN = {
+    "calico": "emulator.cni.calico:load",
+    "flannel": "emulator.cni.flannel:load",
+    "kindnet": "emulator.cni.kindnet:load",
+}
 
 
 def style_names() -> list[str]:

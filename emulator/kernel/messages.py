@@ -25,6 +25,7 @@ RTM_NEWRULE, RTM_DELRULE = 32, 33
 
 IFF_UP = 0x1
 IFA_F_NODAD = 0x02
+IFA_F_NOPREFIXROUTE = 0x200
 NUD_PERMANENT = 0x80
 NTF_SELF = 0x02
 AF_BRIDGE = 7
@@ -176,19 +177,22 @@ def veth(
 
 
 @lru_cache(maxsize=4096)
-def _address(index: int, address: str, scope: str) -> bytes:
+def _address(index: int, address: str, scope: str, prefix_route: bool) -> bytes:
     interface = ip_interface(address)
     family = family_of(address)
     fields = {"family": family, "index": index, "prefixlen": interface.network.prefixlen, "scope": SCOPES[scope]}
     if family == socket.AF_INET6:
         fields["flags"] = IFA_F_NODAD
     text = str(interface.ip)
-    return _payload(ifaddrmsg(), fields, [("IFA_LOCAL", text), ("IFA_ADDRESS", text)])
+    attrs: list[tuple[str, Any]] = [("IFA_LOCAL", text), ("IFA_ADDRESS", text)]
+    if not prefix_route:  # the header has room for the lower eight flags only
+        attrs.append(("IFA_FLAGS", fields.get("flags", 0) | IFA_F_NOPREFIXROUTE))
+    return _payload(ifaddrmsg(), fields, attrs)
 
 
 def address(subject: Address, index: int, *, remove: bool = False) -> Request:
     """Put an address on a device, or take it off. It may be there already: the kernel makes link-local ones."""
-    payload = _address(index, subject.address, subject.scope)
+    payload = _address(index, subject.address, subject.scope, subject.prefix_route)
     return Request(RTM_DELADDR, 0, payload, subject) if remove else Request(RTM_NEWADDR, PUT, payload, subject)
 
 

@@ -17,7 +17,15 @@ from typing import NamedTuple, TypeVar
 
 from emulator.kernel import rules_readback
 from emulator.kernel.applier import Applier
-from emulator.kernel.messages import NTF_SELF, NUD_PERMANENT, PROTOCOLS, RTNH_F_ONLINK, SCOPES, TYPES
+from emulator.kernel.messages import (
+    IFA_F_NOPREFIXROUTE,
+    NTF_SELF,
+    NUD_PERMANENT,
+    PROTOCOLS,
+    RTNH_F_ONLINK,
+    SCOPES,
+    TYPES,
+)
 from emulator.kernel.namespaces import read_sysctl
 from emulator.kernel.netlink import Channel, attributes
 from emulator.kernel.node_files import read_file
@@ -57,7 +65,7 @@ IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 10, 1
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_DATA = 1, 2, 5
 IFLA_BRPORT_MODE = 4
 VXLAN_ID, VXLAN_LINK, VXLAN_LOCAL, VXLAN_LEARNING, VXLAN_PORT, VXLAN_LOCAL6 = 1, 3, 4, 7, 15, 17
-IFA_ADDRESS, IFA_LOCAL = 1, 2
+IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS, RTA_TABLE = 1, 4, 5, 6, 7, 8, 15
 RTAX_MTU = 2
 NDA_DST, NDA_LLADDR = 1, 2
@@ -226,7 +234,7 @@ class _Comparison:
     def _planned(self, kind: type[AnyObject], key: Callable[[AnyObject], T]) -> dict[T, str]:
         return {key(item): describe(item) for item in self.items if type(item) is kind and item.ns == self.ns}
 
-    def _planned_addresses(self) -> dict[tuple[str, str, int], str]:
+    def _planned_addresses(self) -> dict[tuple[str, str, int, bool], str]:
         planned = {}
         for item in self.items:
             if isinstance(item, Address):
@@ -234,10 +242,11 @@ class _Comparison:
                 key = item.device, f"{ip_address(text)}/{length}", SCOPES[item.scope]
                 # The kernel calls every fe80:: address link-scoped, whatever it was told.
                 link_local = ip_address(text).is_link_local and ":" in text
-                planned[(key[0], key[1], SCOPES["link"] if link_local else key[2])] = describe(item)
+                scope = SCOPES["link"] if link_local else key[2]
+                planned[key[0], key[1], scope, item.prefix_route] = describe(item)
         return planned
 
-    def _addresses(self) -> dict[tuple[str, str, int], str]:
+    def _addresses(self) -> dict[tuple[str, str, int, bool], str]:
         planned = self._planned_addresses()
         there = {}
         for body in self.channel.dump(RTM_GETADDR, ADDR.pack(0, 0, 0, 0, 0)):
@@ -247,7 +256,8 @@ class _Comparison:
             name = self.names.get(index, str(index))
             if raw is None or (name == "lo" and scope == SCOPES["host"]):
                 continue
-            key = (name, f"{ip_address(bytes(raw))}/{length}", scope)
+            prefix_route = not _number(found.get(IFA_FLAGS)) & IFA_F_NOPREFIXROUTE
+            key = (name, f"{ip_address(bytes(raw))}/{length}", scope, prefix_route)
             if family == socket.AF_INET6 and scope == SCOPES["link"] and key not in planned:
                 continue
             there[key] = f"{key[1]} dev {name}"

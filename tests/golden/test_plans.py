@@ -20,7 +20,7 @@ from emulator.plan.render import as_json, as_text, from_json
 
 FOLDER = Path(__file__).parent / "plans"
 TOPOLOGIES = ("three-nodes", "single-node", "dual-stack", "ipv6")
-STYLES = ("flannel:vxlan", "flannel:host-gw", "calico:bgp")
+STYLES = ("flannel:vxlan", "flannel:host-gw", "calico:bgp", "kindnet")
 CASES = [(style, name) for style in STYLES for name in TOPOLOGIES] + [("flannel:vxlan-directrouting", "racks")]
 
 

@@ -6,8 +6,8 @@ from typing import Literal
 
 import pytest
 
-from emulator.capture.nat import Translated, translator
-from emulator.plan.model import Chain, IpSet, IptablesRules, Jump, Rule
+from emulator.capture.nat import Translated, masquerading_table, translator
+from emulator.plan.model import Chain, IpSet, IptablesRules, Jump, NftTable, Rule
 
 PACKET = Translated(4, "tcp", "10.244.1.2", "203.0.113.9", 4000, 80, "cni0", "eth0")
 
@@ -99,3 +99,20 @@ def test_target_translation_is_looked_for_before_routing() -> None:
     )
     assert translator("PREROUTING", PACKET, [table], []) is not None
     assert translator("POSTROUTING", PACKET, [table], []) is None
+
+
+def nft(name: str, *lines: str, family: Literal["ip", "ip6", "inet"] = "inet") -> NftTable:
+    return NftTable(ns="node/n1", family=family, name=name, body="\n".join(["chain post {", *lines, "}"]))
+
+
+def test_the_only_nftables_table_with_source_nat_is_named() -> None:
+    masquerades, filters = nft("masq", "    masquerade"), nft("filter", "    drop")
+    assert masquerading_table("POSTROUTING", PACKET, [], [filters, masquerades]) is masquerades
+
+
+def test_no_nftables_table_is_named_where_another_or_iptables_may_have_done_it() -> None:
+    table = nft("masq", "    masquerade")
+    assert masquerading_table("POSTROUTING", PACKET, [], [table, nft("other", "    snat to 192.0.2.1")]) is None
+    assert masquerading_table("POSTROUTING", PACKET, [rules(Chain("OURS"))], [table]) is None
+    assert masquerading_table("PREROUTING", PACKET, [], [table]) is None
+    assert masquerading_table("POSTROUTING", PACKET, [], [nft("masq6", "    masquerade", family="ip6")]) is None

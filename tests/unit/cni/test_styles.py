@@ -11,13 +11,13 @@ from emulator.cni.styles import load_style, style_names
 from emulator.errors import UserError
 
 
-def test_flannel_and_calico_are_there() -> None:
-    assert {"flannel", "calico"} <= set(style_names())
+def test_the_styles_that_ship_are_there() -> None:
+    assert set(styles.BUILT_IN) <= set(style_names())
 
 
 def test_they_are_there_without_any_installed_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(styles, "_registered", dict)
-    assert style_names() == ["calico", "flannel"]
+    assert style_names() == sorted(styles.BUILT_IN)
     assert load_style("flannel:host-gw").mode == "host-gw"
 
 
@@ -40,6 +40,7 @@ def test_another_distribution_adds_a_style(monkeypatch: pytest.MonkeyPatch) -> N
         ("flannel:directrouting", "vxlan-directrouting"),
         ("flannel:host-gw", "host-gw"),
         ("calico", "bgp"),
+        ("kindnet", "ptp"),
     ],
 )
 def test_a_spelling_means_a_mode(spec: str, mode: str) -> None:
@@ -48,7 +49,7 @@ def test_a_spelling_means_a_mode(spec: str, mode: str) -> None:
 
 @pytest.mark.parametrize(
     ("spec", "listed"),
-    [("weave-net", "calico, flannel"), ("flannel:udp", "flannel:host-gw"), ("calico:x", "calico:bgp")],
+    [("weave-net", "calico, "), ("flannel:udp", "flannel:host-gw"), ("calico:x", "calico:bgp")],
 )
 def test_an_unknown_style_or_mode_lists_what_exists(spec: str, listed: str) -> None:
     with pytest.raises(UserError) as caught:
