@@ -22,6 +22,15 @@ from dataclasses import dataclass
 
 from emulator.cluster import ipam as address_managers
 from emulator.cluster.model import Cluster, Node, Pod, Topology
+from emulator.cni.flannel_network import (
+    VXLAN_OVERHEAD,
+    forward_rules,
+    masquerade_rules,
+    route_by_node,
+    subnet_file,
+    tunnel_to,
+    vtep,
+)
 from emulator.cni.limits import check_nodes
 from emulator.cni.segments import share_subnet, strangers
 from emulator.cni.style import Plain
@@ -33,7 +42,6 @@ from emulator.plan.addressing import (
     digest,
     families_of,
     first_address,
-    host_prefix,
     of_family,
     prefix_length,
     stable_mac,
@@ -43,31 +51,14 @@ from emulator.plan.model import (
     AnyObject,
     Bridge,
     BridgePort,
-    Chain,
     Family,
-    FdbEntry,
     File,
-    IptablesRules,
-    Jump,
-    Neighbour,
     Route,
-    Rule,
     Sysctl,
     Veth,
-    Vxlan,
 )
 
-FLANNELD = "flanneld"
 BRIDGE_PLUGIN = "bridge plugin"
-
-VNI = 1  # vxlan.go: defaultVNI
-PORT = 8472  # UDP; the configuration's 0 means the kernel's own default (drivers/net/vxlan)
-VXLAN_OVERHEAD = {
-    4: 50,  # bytes: 14 inner Ethernet + 20 IPv4 + 8 UDP + 8 VXLAN (RFC 7348)
-    6: 70,  # 40 IPv6 in place of 20
-}
-KUBE_PROXY_MARK = "0x4000/0x4000"  # trafficmngr.KubeProxyMark
-MULTICAST = {4: "224.0.0.0/4", 6: "ff00::/8"}
 
 VXLAN = "vxlan"
 DIRECT = "vxlan-directrouting"
@@ -111,23 +102,23 @@ class Flannel(Plain):
     def node(self, cluster: Cluster, node: Node) -> Iterator[AnyObject]:
         families = families_of(cluster.topology.pod_cidrs)
         yield from _bridge_sees_iptables(node, families)
-        yield from _subnet_file(cluster, node, self._pod_mtu(cluster, node))
+        yield from subnet_file(cluster, node, self._pod_mtu(cluster, node))
         yield _cni_configuration(node)
         yield from self._bridge(cluster, node)
         for family in families:
             if self.mode != HOST_GATEWAY:
-                yield from _vtep(node, family)
+                yield from vtep(node, family)
         for peer in cluster.nodes:
             if peer.name == node.name:
                 continue
             for family in families:
                 if self.mode == HOST_GATEWAY or (self.mode == DIRECT and share_subnet(node, peer, family)):
-                    yield _route_by_node(node, peer, family)
+                    yield route_by_node(node, peer, family)
                 else:
-                    yield from _tunnel_to(node, peer, family)
+                    yield from tunnel_to(node, peer, family)
         for family in families:
-            yield _forward_rules(cluster, node, family)
-            yield _masquerade_rules(cluster, node, family)
+            yield forward_rules(cluster, node, family)
+            yield masquerade_rules(cluster, node, family)
 
     def _bridge(self, cluster: Cluster, node: Node) -> Iterator[AnyObject]:
         """cni0, which the bridge plugin makes with the node's first pod; the lab has it from the start."""
@@ -208,98 +199,6 @@ class Flannel(Plain):
             )
 
 
-# -- devices and routes to the other nodes ----------------------------------------------------------------------
-
-
-def vtep_device(family: Family) -> str:
-    """``flannel.1``, or ``flannel-v6.1``: VXLAN over IPv6 is a device of its own."""
-    return f"flannel.{VNI}" if family == 4 else f"flannel-v6.{VNI}"
-
-
-def vtep_mac(node: Node, family: Family) -> str:
-    """flanneld takes a random MAC, and keeps it in the node's annotation ``backend-data``."""
-    return stable_mac(f"{vtep_device(family)} {node.name}")
-
-
-def vtep_address(node: Node, family: Family) -> str:
-    """The base of the node's subnet: ``10.244.1.0``."""
-    return first_address(of_family(node.pod_ranges, family), 0)
-
-
-def _vtep(node: Node, family: Family) -> Iterator[AnyObject]:
-    device = vtep_device(family)
-    yield Vxlan(
-        ns=node.ns,
-        name=device,
-        vni=VNI,
-        port=PORT,
-        local=of_family(node.addresses, family),
-        underlay=node.device,
-        learning=False,
-        mtu=node.mtu - VXLAN_OVERHEAD[family],
-        mac=vtep_mac(node, family),
-        component=FLANNELD,
-        why="the tunnel's end; knows its peers from flanneld, never by flooding",
-    )
-    if family == 6:
-        yield Sysctl(
-            ns=node.ns,
-            name=f"net/ipv6/conf/{device}/accept_ra",
-            value="0",
-            component=FLANNELD,
-            why="no router advertisements from the tunnel",
-        )
-    yield Address(
-        ns=node.ns,
-        device=device,
-        address=host_prefix(vtep_address(node, family)),
-        component=FLANNELD,
-        why="source of node to remote pod; a host prefix, so that no broadcast route appears",
-    )
-
-
-def _tunnel_to(node: Node, peer: Node, family: Family) -> Iterator[AnyObject]:
-    """What flanneld writes when it sees another node's lease, in its order: the route last, or the kernel would ARP."""
-    device = vtep_device(family)
-    address, mac = vtep_address(peer, family), vtep_mac(peer, family)
-    yield Neighbour(
-        ns=node.ns,
-        device=device,
-        address=address,
-        mac=mac,
-        component=FLANNELD,
-        why=f"MAC of the tunnel's end on {peer.name}: no ARP through the tunnel",
-    )
-    yield FdbEntry(
-        ns=node.ns,
-        device=device,
-        mac=mac,
-        remote=of_family(peer.addresses, family),
-        component=FLANNELD,
-        why=f"frames for that MAC go to {peer.name}: the outer destination",
-    )
-    yield Route(
-        ns=node.ns,
-        destination=of_family(peer.pod_ranges, family),
-        via=address,
-        device=device,
-        onlink=True,
-        component=FLANNELD,
-        why=f"pods of {peer.name}, through the tunnel",
-    )
-
-
-def _route_by_node(node: Node, peer: Node, family: Family) -> Route:
-    return Route(
-        ns=node.ns,
-        destination=of_family(peer.pod_ranges, family),
-        via=of_family(peer.addresses, family),
-        device=node.device,
-        component=FLANNELD,
-        why=f"pods of {peer.name}, which is on this link: no encapsulation",
-    )
-
-
 def _need_one_segment(cluster: Cluster) -> None:
     """host-gw makes a node the gateway of its pods: it must be a neighbour (backend/hostgw, route_network.go)."""
     if pair := strangers(cluster.nodes, cluster.topology.pod_cidrs):
@@ -310,25 +209,6 @@ def _need_one_segment(cluster: Cluster) -> None:
 
 
 # -- files ------------------------------------------------------------------------------------------------------
-
-
-def _subnet_file(cluster: Cluster, node: Node, mtu: int) -> Iterator[File]:
-    lines = []
-    families: tuple[tuple[Family, str], ...] = ((4, ""), (6, "IPV6_"))
-    for family, word in families:
-        subnet = of_family(node.pod_ranges, family)
-        if subnet:
-            network = of_family(cluster.topology.pod_cidrs, family)
-            lines.append(f"FLANNEL_{word}NETWORK={network}")
-            lines.append(f"FLANNEL_{word}SUBNET={first_address(subnet, 1)}/{prefix_length(subnet)}")
-    lines += [f"FLANNEL_MTU={mtu}", "FLANNEL_IPMASQ=true"]
-    yield File(
-        ns=node.ns,
-        path="/run/flannel/subnet.env",
-        content="\n".join(lines) + "\n",
-        component=FLANNELD,
-        why="the node's lease, read by the flannel CNI plugin for every pod",
-    )
 
 
 def _cni_configuration(node: Node) -> File:
@@ -363,62 +243,3 @@ def _bridge_sees_iptables(node: Node, families: tuple[Family, ...]) -> Iterator[
             component="kubelet requirement",
             why=f"frames between pods on cni0 pass {program}: Services work on one node too",
         )
-
-
-def _forward_rules(cluster: Cluster, node: Node, family: Family) -> IptablesRules:
-    network = of_family(cluster.topology.pod_cidrs, family)
-    comment = ("-m", "comment", "--comment", "flanneld forward")
-    return IptablesRules(
-        ns=node.ns,
-        family=family,
-        table="filter",
-        owner="flannel",
-        chains=(
-            Chain(
-                "FLANNEL-FWD",
-                (
-                    Rule(("-s", network, *comment, "-j", "ACCEPT"), "from pods, whatever FORWARD's policy is"),
-                    Rule(("-d", network, *comment, "-j", "ACCEPT"), "to pods"),
-                ),
-            ),
-        ),
-        jumps=(Jump("FORWARD", Rule((*comment, "-j", "FLANNEL-FWD"), "routed packets")),),
-        component=FLANNELD,
-        why="lets the cluster network through a node whose FORWARD policy is DROP",
-    )
-
-
-def _masquerade_rules(cluster: Cluster, node: Node, family: Family) -> IptablesRules:
-    network = of_family(cluster.topology.pod_cidrs, family)
-    subnet = of_family(node.pod_ranges, family)
-    comment = ("-m", "comment", "--comment", "flanneld masq")
-    masquerade = ("-j", "MASQUERADE", "--random-fully")
-    rules = (
-        Rule(
-            ("-m", "mark", "--mark", KUBE_PROXY_MARK, *comment, "-j", "RETURN"), "kube-proxy masquerades these itself"
-        ),
-        Rule(("-s", subnet, "-d", network, *comment, "-j", "RETURN"), "pod to pod keeps its source"),
-        Rule(("-s", network, "-d", subnet, *comment, "-j", "RETURN"), "pod to pod keeps its source"),
-        Rule(
-            ("!", "-s", network, "-d", subnet, *comment, "-j", "RETURN"),
-            "from outside to a pod of this node keeps its source",
-        ),
-        Rule(
-            ("-s", network, "!", "-d", MULTICAST[family], *comment, *masquerade),
-            "pod to the world leaves with the node's address",
-        ),
-        Rule(
-            ("!", "-s", network, "-d", network, *comment, *masquerade),
-            "node to a remote pod: the tunnel's address, so that the reply comes back by it",
-        ),
-    )
-    return IptablesRules(
-        ns=node.ns,
-        family=family,
-        table="nat",
-        owner="flannel",
-        chains=(Chain("FLANNEL-POSTRTG", rules),),
-        jumps=(Jump("POSTROUTING", Rule((*comment, "-j", "FLANNEL-POSTRTG"), "packets that leave the node")),),
-        component=FLANNELD,
-        why="--ip-masq: which packets get the node's address on their way out",
-    )

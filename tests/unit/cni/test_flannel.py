@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from emulator.cni.flannel import vtep_mac
+from emulator.cni.flannel_network import vtep_mac
 from emulator.errors import UserError
 from emulator.plan.iptables import rule_text
 from emulator.plan.model import (
