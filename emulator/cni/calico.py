@@ -22,45 +22,33 @@ from dataclasses import dataclass
 
 from emulator.cluster import ipam as address_managers
 from emulator.cluster.model import Cluster, Node, Pod, Topology
-from emulator.cni.felix import Endpoint, felix_rules, ipset_name
+from emulator.cni.calico_pods import FELIX, wire_pod, workload_endpoints
+from emulator.cni.felix import felix_rules, ipset_name
 from emulator.cni.limits import check_nodes
 from emulator.cni.segments import strangers
 from emulator.cni.style import Plain
 from emulator.cni.styles import pick_mode
-from emulator.cni.wiring import pod_namespace
 from emulator.errors import UserError
 from emulator.plan.addressing import (
     contains,
-    default_route,
-    digest,
     families_of,
     family_of,
     host_prefix,
     of_family,
-    stable_mac,
 )
 from emulator.plan.model import (
-    Address,
     AnyObject,
     Daemon,
     Family,
     File,
     IpSet,
     Route,
-    Sysctl,
-    Veth,
 )
-from emulator.plan.underlay import LOOSE_REVERSE_PATH_FILTER
 from emulator.routing.bird import FamilyRouting, Speaker, bird_config, mesh_peer, router_id
 
-CNI_PLUGIN = "calico plugin"
-FELIX = "felix"
 BIRD = "bird"
 CONFD = "confd"
 
-HOST_MAC = "ee:ee:ee:ee:ee:ee"  # of every host end: dataplane_linux.go
-GATEWAY = "169.254.1.1"  # no one has it; the node answers for it (proxy ARP)
-GATEWAY_V6 = "fe80::ecee:eeff:feee:eeee"  # the link-local address that HOST_MAC makes (RFC 4291, appendix A)
 AS_NUMBER = 64512  # BGPConfiguration.asNumber, by default
 
 BIRD_CONFIG = "/etc/calico/confd/config/bird.cfg"
@@ -72,11 +60,6 @@ BGP = "bgp"
 def load(mode: str) -> Calico:
     """The entry point. Raises UserError for a mode that does not exist."""
     return Calico(mode=pick_mode("calico", mode, {"": BGP, BGP: BGP}))
-
-
-def host_device(pod: Pod) -> str:
-    """``cali`` and 11 hex digits of SHA-1 over ``namespace.pod``: default.nginx -> calic440f455693."""
-    return f"cali{digest(f'{pod.namespace}.{pod.name}', 11, 'sha1')}"
 
 
 @dataclass(frozen=True)
@@ -114,11 +97,7 @@ class Calico(Plain):
         yield _cni_configuration(node)
         for family in families:
             yield from _ip_pools(cluster, node, family)
-        endpoints = [
-            Endpoint(host_device(pod), (f"kns.{pod.namespace}", f"ksa.{pod.namespace}.{pod.service_account}"))
-            for pod in cluster.pods_on(node.name)
-            if not pod.host_network
-        ]
+        endpoints = workload_endpoints(cluster, node)
         for family in families:
             yield from felix_rules(node.ns, family, endpoints)
         yield from _bird(cluster, node)
@@ -128,97 +107,10 @@ class Calico(Plain):
     # -- a pod ----------------------------------------------------------------------------------------------
 
     def pod(self, cluster: Cluster, node: Node, pod: Pod) -> Iterator[AnyObject]:
-        host_end = host_device(pod)
-        yield from pod_namespace(cluster, pod)
-        yield Veth(
-            ns=pod.ns,
-            name="eth0",
-            mtu=node.mtu,
-            mac=stable_mac(f"pod {pod.key}"),
-            peer_ns=node.ns,
-            peer=host_end,
-            peer_mac=HOST_MAC,
-            component=CNI_PLUGIN,
-            why="the pod's interface",
-            peer_why=f"host end of {pod.key}; the same MAC on every one",
-        )
-        families = families_of(pod.addresses)
-        for family in families:
-            yield from _host_end_sysctls(node, host_end, family)
-        if 6 in families:
-            yield Address(
-                ns=node.ns,
-                device=host_end,
-                address=f"{GATEWAY_V6}/64",
-                scope="link",
-                component="kernel",
-                why=f"the pod's IPv6 gateway: made from the MAC {HOST_MAC}",
-            )
+        yield from wire_pod(cluster, node, pod, mtu=node.mtu, ipam="calico-ipam")
         for address in pod.addresses:
-            family = family_of(address)
-            yield Address(
-                ns=pod.ns,
-                device="eth0",
-                address=host_prefix(address),
-                component="calico-ipam",
-                why="one address, no subnet: the pod has no neighbours",
-            )
-            yield from _pod_routes(pod, family)
-            yield Route(
-                ns=node.ns,
-                destination=host_prefix(address),
-                device=host_end,
-                scope="link",
-                component=FELIX,
-                why=f"to {pod.key}",
-            )
             if not any(contains(block, address) for block in node.pod_ranges):
                 yield from _borrowed(cluster, node, pod, address)
-
-
-def _host_end_sysctls(node: Node, device: str, family: Family) -> Iterator[Sysctl]:
-    settings: tuple[tuple[str, str, str], ...]
-    if family == 4:
-        settings = (
-            (f"net/ipv4/conf/{device}/proxy_arp", "1", f"answers the pod's ARP for {GATEWAY} with {HOST_MAC}"),
-            (f"net/ipv4/neigh/{device}/proxy_delay", "0", "answers at once"),
-            (f"net/ipv4/conf/{device}/route_localnet", "1", "lets NAT send a pod's packets to 127.0.0.1"),
-            (f"net/ipv4/conf/{device}/forwarding", "1", "routes what the pod sends"),
-            (
-                f"net/ipv4/conf/{device}/rp_filter",
-                LOOSE_REVERSE_PATH_FILTER,
-                "the value of conf/default; the strict check is a rule in the raw table",
-            ),
-        )
-    else:
-        settings = (
-            (f"net/ipv6/conf/{device}/proxy_ndp", "1", "answers for other nodes' pods"),
-            (f"net/ipv6/conf/{device}/forwarding", "1", "routes what the pod sends"),
-            (f"net/ipv6/conf/{device}/accept_ra", "0", "a pod is no router: its advertisements do not count"),
-        )
-    for name, value, why in settings:
-        yield Sysctl(ns=node.ns, name=name, value=value, component=FELIX, why=why)
-
-
-def _pod_routes(pod: Pod, family: Family) -> Iterator[Route]:
-    gateway = GATEWAY if family == 4 else GATEWAY_V6
-    if family == 4:
-        yield Route(
-            ns=pod.ns,
-            destination=host_prefix(gateway),
-            device="eth0",
-            scope="link",
-            component=CNI_PLUGIN,
-            why="the gateway is on the link, although no subnet says so",
-        )
-    yield Route(
-        ns=pod.ns,
-        destination=default_route(family),
-        via=gateway,
-        device="eth0",
-        component=CNI_PLUGIN,
-        why="everything goes to the node, pods of the same node too",
-    )
 
 
 def _borrowed(cluster: Cluster, node: Node, pod: Pod, address: str) -> Iterator[Route]:

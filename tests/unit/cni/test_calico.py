@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from emulator.cluster.model import Pod
-from emulator.cni.calico import host_device
+from emulator.cni.calico_pods import host_device
 from emulator.errors import UserError
 from emulator.plan.build import build
 from emulator.plan.diff import diff
