@@ -16,7 +16,7 @@ import msgspec
 
 from emulator.cluster.kinds import Kind
 from emulator.cluster.model import Cluster
-from emulator.errors import UserError
+from emulator.errors import NotFound, UserError
 from emulator.lab.api import Stream, Verb
 from emulator.lab.machinery import Machinery
 from emulator.lab.names import Place, common_address, resolve
@@ -30,6 +30,7 @@ from emulator.lab.records import (
 )
 from emulator.lab.runtime import Outcome, Runtime
 from emulator.lab.store import Ref
+from emulator.plan.model import Link, Plan, Veth
 from emulator.plan.render import as_json
 from emulator.traffic.model import InjectionReport, Probe, StreamReport
 
@@ -252,8 +253,21 @@ class Verbs:
             ns = place if place == "underlay" else resolve(cluster, place).ns
             if not ns:
                 raise UserError(f"{hop!r} is not a place of this lab")
+            known = self._devices(ns)
+            if device and device not in known:
+                raise NotFound(f"there is no device {device!r} in {place}", hint=f"it has {', '.join(sorted(known))}")
             chosen[ns] = (*chosen.get(ns, ()), device) if device else ()
         return chosen
+
+    def _devices(self, ns: str) -> set[str]:
+        plan: Plan = self._plan()
+        found = {"lo"}
+        for item in plan:
+            if isinstance(item, Link) and item.ns == ns:
+                found.add(item.name)
+            if isinstance(item, Veth) and item.peer_ns == ns:
+                found.add(item.peer)
+        return found
 
     def _replay(self, _path: Any, _query: Any, body: Any) -> InjectionReport:
         wish = _typed(body, Replay)
