@@ -21,6 +21,7 @@ from emulator.plan.model import (
     Bridge,
     BridgePort,
     FdbEntry,
+    Ipip,
     IpSet,
     IptablesRules,
     Neighbour,
@@ -29,6 +30,7 @@ from emulator.plan.model import (
     PlanObject,
     Route,
     Sysctl,
+    Tun,
     Veth,
     Vxlan,
 )
@@ -55,7 +57,7 @@ class _Machine:
 
     def __init__(self) -> None:
         self.cables: dict[str, tuple[Veth, str]] = {}  # with what the end in this namespace is there for
-        self.devices: dict[str, Bridge | Vxlan] = {}
+        self.devices: dict[str, Bridge | Vxlan | Ipip | Tun] = {}
         self.ports: dict[str, BridgePort] = {}
         self.neighbours: dict[tuple[str, str], Neighbour] = {}
         self.entries: dict[tuple[str, str], FdbEntry] = {}
@@ -119,7 +121,7 @@ class _Index:
                 machine.cables[item.name] = (item, item.why)
                 far = self.at(item.peer_ns)
                 far.cables[item.peer] = (item, item.peer_why or item.why)
-            case Bridge() | Vxlan():
+            case Bridge() | Vxlan() | Ipip() | Tun():
                 machine.devices[item.name] = item
             case BridgePort():
                 machine.ports[item.device] = item
@@ -287,6 +289,8 @@ def _outward(hop: Hop, before: Hop | None, machine: _Machine) -> list[Reason]:
             reasons.append(_reason(entry))
         device = machine.devices.get(before.device)
         if isinstance(device, Vxlan) and device.vni == tunnel.vni and device.port == tunnel.target_port:
+            reasons.append(_reason(device))
+        if isinstance(device, Ipip) and tunnel.kind == "ipip":
             reasons.append(_reason(device))
         return reasons + _routed(tunnel.target, tunnel.target_mac, hop.device, machine)
     return _routed(tunnel.target, tunnel.target_mac, hop.device, machine)

@@ -26,6 +26,7 @@ from emulator.plan.model import (
     Daemon,
     File,
     Impairment,
+    Ipip,
     IpSet,
     IptablesRules,
     Namespace,
@@ -88,6 +89,7 @@ class Applier:
         ]
         added = [step.new for step in operations if step.verb == "add" and step.new is not None]
         self.impairments.check([*added, *(new for _, new in replaced)])
+        _require_devices(added)
         journal = _Journal(self.inventory)
         try:
             self._execute(removed, replaced, added, journal, progress or _silent)
@@ -236,6 +238,15 @@ def _surviving_sysctls(added: Iterable[AnyObject]) -> list[Sysctl]:
     added = list(added)
     born = {item.ns for item in added if isinstance(item, Namespace)}
     return [item for item in added if isinstance(item, Sysctl) and item.ns not in born]
+
+
+def _require_devices(added: Iterable[AnyObject]) -> None:
+    """Raise Unsupported for a kind of device that only some kernels have: manifests may ask for more than the style's
+    mode does."""
+    if any(isinstance(item, Ipip) for item in added):
+        from emulator.kernel.capabilities import require
+
+        require(("ipip",))
 
 
 def _of(items: Iterable[AnyObject], kind: type[T]) -> list[T]:

@@ -8,11 +8,11 @@ from emulator.plan.diff import sysctl_device
 from emulator.plan.model import (
     Address,
     AnyObject,
-    Bridge,
     BridgePort,
     FdbEntry,
     Impairment,
     Key,
+    Link,
     Namespace,
     Neighbour,
     Offloads,
@@ -75,14 +75,14 @@ class Inventory:
         if isinstance(item, Namespace):
             for other in (*self.held_in(item.ns), *self.veths_of(item.ns)):
                 self._collect(other, found)
-        elif isinstance(item, (Veth, Bridge, Vxlan)):
+        elif isinstance(item, Link):
             for ns, device in ends(item):
                 for other in self.held_in(ns):
                     if device in devices_of(other):
                         self._collect(other, found)
 
 
-def ends(item: Veth | Bridge | Vxlan) -> list[tuple[str, str]]:
+def ends(item: Link) -> list[tuple[str, str]]:
     """The devices that the object consists of, with their namespaces."""
     near = [(item.ns, item.name)]
     return [*near, (item.peer_ns, item.peer)] if isinstance(item, Veth) else near

@@ -15,7 +15,7 @@ from typing import Any
 
 from emulator.kernel.layouts import fibmsg, ifaddrmsg, ifinfmsg, ndmsg, rtmsg
 from emulator.kernel.netlink import NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Request
-from emulator.plan.model import Address, AnyObject, Bridge, FdbEntry, Neighbour, PolicyRule, Route, Vxlan
+from emulator.plan.model import Address, AnyObject, Bridge, FdbEntry, Ipip, Neighbour, PolicyRule, Route, Vxlan
 
 RTM_NEWLINK, RTM_DELLINK = 16, 17
 RTM_NEWADDR, RTM_DELADDR = 20, 21
@@ -135,6 +135,23 @@ def vxlan(subject: Vxlan, index: int, underlay: int) -> Request:
     ]
     if subject.mac:
         attrs.append(("IFLA_ADDRESS", subject.mac))
+    fields = {"index": index, "flags": IFF_UP, "change": IFF_UP}
+    return Request(RTM_NEWLINK, ADD, _payload(ifinfmsg(), fields, attrs), subject)
+
+
+def ipip(subject: Ipip, index: int) -> Request:
+    """Make an IP-in-IP device, up. TTL 0 means the inner header's."""
+    data: list[tuple[str, Any]] = [
+        ("IFLA_IPIP_TTL", 0),
+        ("IFLA_IPIP_PMTUDISC", int(subject.path_mtu_discovery)),
+    ]
+    data += [("IFLA_IPIP_LOCAL", subject.local)] if subject.local else []
+    data += [("IFLA_IPIP_REMOTE", subject.remote)] if subject.remote else []
+    attrs: list[tuple[str, Any]] = [
+        ("IFLA_IFNAME", subject.name),
+        ("IFLA_MTU", subject.mtu),
+        ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "ipip"), ("IFLA_INFO_DATA", {"attrs": data})]}),
+    ]
     fields = {"index": index, "flags": IFF_UP, "change": IFF_UP}
     return Request(RTM_NEWLINK, ADD, _payload(ifinfmsg(), fields, attrs), subject)
 

@@ -41,6 +41,7 @@ from emulator.plan.model import (
     FdbEntry,
     File,
     Impairment,
+    Ipip,
     IpSet,
     IptablesRules,
     Neighbour,
@@ -50,6 +51,7 @@ from emulator.plan.model import (
     PolicyRule,
     Route,
     Sysctl,
+    Tun,
     Veth,
     Vxlan,
 )
@@ -65,6 +67,11 @@ IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 10, 1
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_DATA = 1, 2, 5
 IFLA_BRPORT_MODE = 4
 VXLAN_ID, VXLAN_LINK, VXLAN_LOCAL, VXLAN_LEARNING, VXLAN_PORT, VXLAN_LOCAL6 = 1, 3, 4, 7, 15, 17
+IPTUN_LOCAL, IPTUN_REMOTE = 2, 3
+# What the kernel puts into every new namespace once the module is loaded (net.core.fb_tunnels_only_for_init_net)
+FALLBACK_TUNNELS = frozenset(
+    ("tunl0", "gre0", "gretap0", "erspan0", "sit0", "ip6tnl0", "ip6gre0", "ip_vti0", "ip6_vti0")
+)
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS, RTA_TABLE = 1, 4, 5, 6, 7, 8, 15
 RTAX_MTU = 2
@@ -93,6 +100,7 @@ class Device(NamedTuple):
     kind: str
     hairpin: bool
     vxlan: tuple[int, int, str, int, bool]  # vni, port, local, underlay's index, learning
+    ends: tuple[str, str] = ("", "")  # of an IP-in-IP device: local, remote
 
 
 class _Route(NamedTuple):
@@ -191,11 +199,18 @@ class _Comparison:
             elif isinstance(item, Vxlan):
                 planned.add(item.name)
                 self._vxlan(item, self._link(item, item.name, "vxlan", item.mtu, item.mac))
+            elif isinstance(item, Ipip):
+                planned.add(item.name)
+                self._ipip(item, self._link(item, item.name, "ipip", item.mtu, ""))
+            elif isinstance(item, Tun):
+                planned.add(item.name)
+                self._link(item, item.name, "tun", item.mtu, "")
             elif isinstance(item, BridgePort):
                 ports.add(item.device)
                 self._port(item)
         for name in self.devices.keys() - planned:
-            self._say(f"device {name} is not planned")
+            if name not in FALLBACK_TUNNELS or self.devices[name].up:
+                self._say(f"device {name} is not planned")
         for name, device in self.devices.items():
             if name in planned and not device.up:
                 self._say(f"device {name} is down")
@@ -221,6 +236,10 @@ class _Comparison:
         wanted = (item.vni, item.port, local, self.devices[item.underlay].number, item.learning)
         if device.vxlan != wanted:
             self._say(f"{describe(item)}: the kernel has vni, port, local, device, learning = {device.vxlan}")
+
+    def _ipip(self, item: Ipip, device: Device | None) -> None:
+        if device is not None and device.ends != (item.local, item.remote):
+            self._say(f"{describe(item)}: the kernel has local, remote = {device.ends}")
 
     def _port(self, item: BridgePort) -> None:
         device, bridge = self.devices.get(item.device), self.devices.get(item.bridge)
@@ -410,6 +429,7 @@ def read_devices(channel: Channel) -> dict[str, Device]:
             kind,
             bool(slave and slave[IFLA_BRPORT_MODE][0]),
             _tunnel(data) if kind == "vxlan" else (0, 0, "", 0, False),
+            (_end(data.get(IPTUN_LOCAL)), _end(data.get(IPTUN_REMOTE))) if kind == "ipip" else ("", ""),
         )
     return found
 
@@ -423,6 +443,11 @@ def _tunnel(data: dict[int, memoryview]) -> tuple[int, int, str, int, bool]:
         _number(data.get(VXLAN_LINK)),
         bool(data.get(VXLAN_LEARNING, b"\0")[0]),
     )
+
+
+def _end(raw: memoryview | None) -> str:
+    """An end of an IP-in-IP tunnel; empty for any."""
+    return str(ip_address(bytes(raw))) if raw is not None and any(raw) else ""
 
 
 def _number(raw: memoryview | None) -> int:

@@ -24,6 +24,7 @@ from emulator.kernel.inventory import Inventory
 from emulator.kernel.netlink import Channel, Refusal, Request, link_indexes
 from emulator.kernel.netns import netns_path
 from emulator.kernel.syscalls import inside
+from emulator.kernel.tun import make_tun
 from emulator.kernel.underlay import LabNet
 from emulator.plan.describe import describe
 from emulator.plan.diff import sysctl_device
@@ -34,16 +35,19 @@ from emulator.plan.model import (
     Bridge,
     BridgePort,
     FdbEntry,
+    Ipip,
+    Link,
     Namespace,
     Neighbour,
     PolicyRule,
     Route,
     Sysctl,
+    Tun,
     Veth,
     Vxlan,
 )
 
-Wired = Namespace | Bridge | Veth | Vxlan | BridgePort | Address | FdbEntry | Neighbour | Route | PolicyRule | Sysctl
+Wired = Namespace | Link | BridgePort | Address | FdbEntry | Neighbour | Route | PolicyRule | Sysctl
 Done = Callable[[AnyObject], None]
 
 LOOPBACK = 1  # the index of lo in every namespace
@@ -265,6 +269,10 @@ class Wiring:
             elif isinstance(item, Vxlan):
                 under = self.index(item, item.underlay)
                 links[item.ns].append(messages.vxlan(item, self._new_index(item.ns, item.name), under))
+            elif isinstance(item, Ipip):
+                links[item.ns].append(self._ipip(item))
+            elif isinstance(item, Tun):
+                links[item.ns].append(self._tun(item))
             elif isinstance(item, BridgePort):
                 links[item.ns] += self._port(item, (item.ns, item.device) in plugged)
                 if (item.ns, item.device) in plugged and not item.hairpin:
@@ -276,7 +284,7 @@ class Wiring:
         for old, new in replaced:
             if isinstance(new, Sysctl):
                 sysctls[new.ns].append(new)
-            elif isinstance(new, (Veth, Bridge, Vxlan)):
+            elif isinstance(new, Link):
                 for ns, request in self._relink(new):
                     links[ns].append(request)
             elif isinstance(new, BridgePort):
@@ -296,6 +304,24 @@ class Wiring:
             else:
                 self._submit(ns, links.get(ns, []) + ordered, done)
 
+    def _ipip(self, item: Ipip) -> Request:
+        # Where the module was loaded before, every new namespace has a tunl0 of the kernel's own, down.
+        known = self.indexes(item.ns).get(item.name)
+        if known is not None and not (item.local or item.remote):
+            return messages.change_link(item, known, up=True, mtu=item.mtu)
+        return messages.ipip(item, self._new_index(item.ns, item.name))
+
+    def _tun(self, item: Tun) -> Request:
+        try:
+            with inside(self.netns(item.ns)):
+                make_tun(item.name)
+        except OSError as error:
+            raise refused(item, error.strerror or str(error)) from error
+        known = self.indexes(item.ns)
+        with self.channel(item.ns) as channel:
+            known[item.name] = link_indexes(channel)[item.name]
+        return messages.change_link(item, known[item.name], up=True, mtu=item.mtu)
+
     def _port(self, item: BridgePort, plugged: bool, *, hairpin: bool = False) -> list[Request]:
         index = self.index(item, item.device)
         requests = []
@@ -305,9 +331,10 @@ class Wiring:
             requests.append(messages.hairpin(item, index, item.hairpin))
         return requests
 
-    def _relink(self, item: Veth | Bridge | Vxlan) -> Iterator[tuple[str, Request]]:
+    def _relink(self, item: Link) -> Iterator[tuple[str, Request]]:
         index = self.index(item, item.name)
-        yield item.ns, messages.change_link(item, index, up=True, mtu=item.mtu, mac=item.mac)
+        mac = "" if isinstance(item, (Ipip, Tun)) else item.mac
+        yield item.ns, messages.change_link(item, index, up=True, mtu=item.mtu, mac=mac)
         if isinstance(item, Veth):
             far = self.indexes(item.peer_ns)[item.peer]
             mtu = item.peer_mtu or item.mtu
@@ -386,7 +413,7 @@ class Wiring:
         for item in items:
             if isinstance(item, (Namespace, Sysctl)) or item.ns in dead:
                 continue
-            if isinstance(item, (Veth, Bridge, Vxlan)):
+            if isinstance(item, Link):
                 index = self.indexes(item.ns).get(item.name)
                 if index is not None:
                     links[item.ns].append(messages.delete_link(item, index))

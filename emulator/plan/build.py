@@ -13,7 +13,7 @@ from typing import Protocol
 import msgspec
 
 from emulator.cluster.model import Cluster, Machine, Node, Pod
-from emulator.plan.model import AnyObject, Bridge, CniAttachment, Key, Offloads, Plan, Veth, Vxlan
+from emulator.plan.model import AnyObject, Bridge, CniAttachment, Ipip, Key, Offloads, Plan, Tun, Veth, Vxlan
 from emulator.plan.underlay import underlay
 
 Fragment = tuple[AnyObject, ...]
@@ -149,7 +149,7 @@ def _wire_accurate(objects: Iterable[AnyObject]) -> Iterator[AnyObject]:
 
 def _offloads(objects: Iterable[AnyObject]) -> Iterator[Offloads]:
     for item in objects:
-        if isinstance(item, (Veth, Bridge, Vxlan)):
+        if isinstance(item, (Veth, Bridge, Vxlan, Ipip, Tun)):
             yield _off(item.ns, item.name)
         if isinstance(item, Veth):
             yield _off(item.peer_ns, item.peer)

@@ -15,6 +15,7 @@ from emulator.plan.model import (
     FdbEntry,
     File,
     Impairment,
+    Ipip,
     IpSet,
     IptablesRules,
     Namespace,
@@ -25,6 +26,7 @@ from emulator.plan.model import (
     PolicyRule,
     Route,
     Sysctl,
+    Tun,
     Veth,
     Vxlan,
 )
@@ -68,6 +70,17 @@ def _vxlan(item: Vxlan) -> str:
         f"vxlan {item.name} id {item.vni} dstport {item.port} local {item.local} dev {item.underlay} "
         f"{learning} mtu {item.mtu}" + (f" mac {item.mac}" if item.mac else "")
     )
+
+
+@describe.register
+def _ipip(item: Ipip) -> str:
+    ends = [f"{word} {value or 'any'}" for word, value in (("local", item.local), ("remote", item.remote))]
+    return f"ipip {item.name} {' '.join(ends)} ttl inherit mtu {item.mtu}"
+
+
+@describe.register
+def _tun(item: Tun) -> str:
+    return f"tun {item.name} mtu {item.mtu}"
 
 
 @describe.register

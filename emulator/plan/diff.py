@@ -27,6 +27,7 @@ from emulator.plan.model import (
     FdbEntry,
     File,
     Impairment,
+    Ipip,
     IpSet,
     IptablesRules,
     Key,
@@ -38,6 +39,7 @@ from emulator.plan.model import (
     PolicyRule,
     Route,
     Sysctl,
+    Tun,
     Veth,
     Vxlan,
 )
@@ -273,6 +275,8 @@ def _must_be_made_anew(was: AnyObject, now: AnyObject) -> bool:
             now.underlay,
             now.learning,
         )
+    if isinstance(was, Ipip) and isinstance(now, Ipip):
+        return (was.local, was.remote) != (now.local, now.remote)
     if isinstance(was, Veth) and isinstance(now, Veth):
         return (was.peer_ns, was.peer) != (now.peer_ns, now.peer)
     if isinstance(was, IpSet) and isinstance(now, IpSet):
@@ -293,7 +297,7 @@ def _ends(item: AnyObject) -> tuple[tuple[str, str], ...]:
     """The devices that an object is: none, one, or both ends of a veth."""
     if isinstance(item, Veth):
         return (item.ns, item.name), (item.peer_ns, item.peer)
-    if isinstance(item, (Bridge, Vxlan)):
+    if isinstance(item, (Bridge, Vxlan, Ipip, Tun)):
         return ((item.ns, item.name),)
     return ()
 
@@ -328,6 +332,8 @@ _ORDER: dict[type, int] = {
     Bridge: 2,
     Veth: 2,
     Vxlan: 3,  # its underlay device first
+    Ipip: 3,
+    Tun: 3,
     BridgePort: 4,
     # 5: parameters of a device
     Offloads: 6,

@@ -102,6 +102,35 @@ class Vxlan(PlanObject, frozen=True, kw_only=True):
         return ("link", self.ns, self.name)
 
 
+class Ipip(PlanObject, frozen=True, kw_only=True):
+    """An IP-in-IP device, up; the outer header has the inner one's TTL and, unless ``path_mtu_discovery`` sets it
+    always, its don't-fragment bit.
+
+    Without a ``remote`` a route's gateway is the outer destination; without ``local`` the kernel chooses the source.
+    """
+
+    name: str
+    mtu: int
+    local: str = ""
+    remote: str = ""
+    path_mtu_discovery: bool = False
+
+    @property
+    def key(self) -> Key:
+        return ("link", self.ns, self.name)
+
+
+class Tun(PlanObject, frozen=True, kw_only=True):
+    """A persistent TUN device, up: a process of the namespace reads and writes its packets."""
+
+    name: str
+    mtu: int
+
+    @property
+    def key(self) -> Key:
+        return ("link", self.ns, self.name)
+
+
 class BridgePort(PlanObject, frozen=True, kw_only=True):
     """``device`` is a port of ``bridge``. ``hairpin``: frames may leave by the port that they came in by."""
 
@@ -371,11 +400,15 @@ class CniAttachment(PlanObject, frozen=True, kw_only=True):
         return ("attachment", self.ns, self.device)
 
 
+Link: TypeAlias = Veth | Bridge | Vxlan | Ipip | Tun
+
 AnyObject: TypeAlias = (
     Namespace
     | Veth
     | Bridge
     | Vxlan
+    | Ipip
+    | Tun
     | BridgePort
     | Address
     | Neighbour
