@@ -11,7 +11,8 @@
     │   ├── NotFound               no such lab, pod, node, scenario, ...
     │   ├── AlreadyExists          a lab or an object of that name is there
     │   ├── Unsupported            this kernel, or this user, cannot do it
-    │   └── AddressesExhausted     a pod range has no free address left
+    │   ├── AddressesExhausted     a pod range has no free address left
+    │   └── PluginError            a CNI plugin of the user's failed
     ├── ApplyError                 the kernel refused an object of the plan
     ├── SandboxError               the lab's namespaces could not be made, or are gone
     ├── DaemonError                a supervised process died
@@ -99,6 +100,15 @@ class Unsupported(UserError):
 
 class AddressesExhausted(UserError):
     """A range of pod addresses is full."""
+
+
+class PluginError(UserError):
+    """A CNI plugin of the user's failed, or did what no plugin may do: ``plugin`` is its type, ``command`` the verb."""
+
+    def __init__(self, message: str, *, plugin: str = "", command: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.plugin = plugin
+        self.command = command
 
 
 class ApplyError(CnilabError):

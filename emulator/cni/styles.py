@@ -7,7 +7,7 @@ that ship here are known without any metadata: a checkout that was never install
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -27,27 +27,69 @@ BUILT_IN = {
 }
 
 
+# Those that are of no use without a file of the user's, spelt NAME=FILE.
+WITH_FILE = "conflist"
+
+
 def style_names() -> list[str]:
-    """The names of all styles, in alphabetical order."""
+    """The names of all styles that need no file, in alphabetical order."""
     return sorted({*BUILT_IN, *_registered()})
 
 
 def load_style(spec: str) -> Style:
-    """The style that ``NAME`` or ``NAME:MODE`` means. Raises UserError if there is no such style or mode."""
+    """The style that ``NAME``, ``NAME:MODE`` or ``conflist=FILE`` means. Raises UserError if there is no such style or
+    mode, InputError for a file that is wrong."""
+    if (file := _file_of(spec)) is not None:
+        return _imported("emulator.cni.conflist:load")(file)
     name, _, mode = spec.strip().partition(":")
     return _loader(name)(mode)
 
 
+def style_key(spec: str) -> str:
+    """What a style is called in records and folders: ``NAME:MODE`` where a file was given, else as it was spelt."""
+    if (file := _file_of(spec)) is not None:
+        from emulator.cni.conflist import mode_of
+
+        return f"{WITH_FILE}:{mode_of(file)}"
+    return spec
+
+
+def settle(spec: str, plugins: Sequence[str] = ()) -> str:
+    """The spelling that means the same wherever it is read: file and folders of ``plugins`` by absolute paths."""
+    if (file := _file_of(spec)) is not None:
+        from emulator.cni.conflist import settled
+
+        return f"{WITH_FILE}={settled(file, tuple(plugins))}"
+    return spec
+
+
+def _file_of(spec: str) -> str | None:
+    """The file of ``conflist=FILE``; nothing for other spellings."""
+    name, equals, file = spec.strip().partition("=")
+    if name != WITH_FILE and not (name.startswith(f"{WITH_FILE}:") and not equals):
+        return None
+    if not equals:
+        raise UserError(
+            f"{WITH_FILE} needs a CNI configuration: --cni {WITH_FILE}=FILE",
+            hint="examples are in scenarios/conflist/; docs/conflist.md has the rest",
+        )
+    return file
+
+
 def _loader(name: str) -> Loader:
     if name in BUILT_IN:
-        module, _, attribute = BUILT_IN[name].partition(":")
-        found: Loader = getattr(import_module(module), attribute)
-        return found
+        return _imported(BUILT_IN[name])
     target = _registered().get(name)
     if target is not None:
         loader: Loader = target.load()
         return loader
     raise NotFound(f"there is no CNI style {name!r}", hint=f"styles: {', '.join(style_names())}")
+
+
+def _imported(place: str) -> Loader:
+    module, _, attribute = place.partition(":")
+    found: Loader = getattr(import_module(module), attribute)
+    return found
 
 
 @cache
