@@ -63,6 +63,7 @@ class _Assembly:
         self.namespaces = _namespaces(objects)
         self.nodes = _nodes(topology, objects, ipam, previous)
         self.made = dict(previous.made) if previous is not None else {}
+        self.coined: set[str] = set()  # five characters are few: of 3000 pods, two get the same ones every third time
         self.old: dict[str, Pod] = {}
         self.before = {pod.key: pod for pod in previous.pods} if previous is not None else {}
         self.old_of_owner: dict[str, list[Pod]] = defaultdict(list)
@@ -131,7 +132,9 @@ class _Assembly:
             number = self.made.get(one.key, 0)
             self.made[one.key] = number + 1
             name = one.stem[:GENERATED_MAX] + safe_hash(f"{one.key}#{number}", 5)
-            if f"{one.namespace}/{name}" not in taken and f"{one.namespace}/{name}" not in self.old:
+            key = f"{one.namespace}/{name}"
+            if key not in taken and key not in self.old and key not in self.coined:
+                self.coined.add(key)
                 return name
 
     def _still_fits(self, one: Wanted, name: str, node: str) -> Pod | None:

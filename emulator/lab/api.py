@@ -45,7 +45,7 @@ class Stream(NamedTuple):
     content_type: str = JSON
 
 
-class ApiError(CnilabError):
+class ApiError(UserError):
     """An HTTP-level refusal with the code and reason of the API server."""
 
     def __init__(self, code: int, reason: str, message: str) -> None:

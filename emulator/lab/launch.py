@@ -104,7 +104,7 @@ def launch(
 
     load_style(cni)  # raises NotFound here already, before anything is begun
     resolved = topology if isinstance(topology, Topology) else load_topology(os.fspath(topology))
-    chosen = name or _name(cni, detached)
+    chosen = _name(cni, detached) if name is None else name
     directory = registry.reserve(chosen)
     sandbox: Sandbox | None = None
     crowded = neighbour_table.refusals()

@@ -95,6 +95,11 @@ def test_more_pods_than_a_node_takes_are_all_refused(runtime: Runtime) -> None:
     assert state(runtime) == before
 
 
+def test_generated_names_of_thousands_of_pods_do_not_collide(runtime: Runtime) -> None:
+    with pytest.raises(ManifestError, match="Too many pods"):  # and not "already exists"
+        runtime.apply([deployment("many", 3000)])
+
+
 def test_pod_of_the_topology_that_is_deleted_comes_back_as_another(runtime: Runtime) -> None:
     old = runtime.store.get(pod_ref("n1-p1"))
     version = runtime.store.version
