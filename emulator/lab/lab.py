@@ -352,9 +352,11 @@ def _injected(answer: Any) -> InjectionReport:
 
 def _objects(manifests: Iterable[Manifest]) -> tuple[dict[str, Any], ...]:
     """Parse what names files and folders; take dicts as they are. Raises ManifestError with all that is wrong."""
+    given = list(manifests)
+    if not given:
+        return ()  # as for every command that joins a lab: it need not wait for a YAML parser
     from emulator.cluster.manifests import load_manifests, validate_objects
 
-    given = list(manifests)
     dicts = [item for item in given if isinstance(item, dict)]
     files = [os.fspath(item) for item in given if not isinstance(item, dict)]
     found = load_manifests(files) if files else []
