@@ -6,14 +6,13 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.figures import Clock, Figure
+from benchmarks.figures import Clock, Figure, network_namespaces, settle
 
 ROOT = Path(__file__).parents[1]
 CNILAB = Path(sys.executable).with_name("cnilab")
@@ -83,6 +82,7 @@ def demo(quick: bool) -> list[Figure]:
 def ended(name: str, down: Clock | None = None) -> Iterator[None]:
     """The lab of that name is taken down after the block, and that is timed. It waits until the kernel is done with
     the namespaces, so that the next run starts on a quiet machine."""
+    before = network_namespaces()
     try:
         yield
     except BaseException:
@@ -90,7 +90,7 @@ def ended(name: str, down: Clock | None = None) -> Iterator[None]:
         raise
     with (down or Clock()).lap():
         run("down", name)
-    time.sleep(0.5)
+    settle(before)
 
 
 def record(name: str) -> dict[str, Any]:

@@ -111,6 +111,29 @@ def _processor_time() -> float:
     return sum(each.ru_utime + each.ru_stime for each in used)
 
 
+SETTLING = 20.0  # seconds at most
+CLOSE = 100  # network namespaces: as good as none, and other work on the machine has some too
+
+
+def settle(before: int) -> None:
+    """Wait until the kernel has taken down the namespaces of a lab that has ended: it does so in the background, in 3 s
+    for a thousand, and holds the lock that the next lab needs. ``before`` is what :func:`network_namespaces` said
+    before the lab was made; where that is not told, wait as long as it usually takes."""
+    time.sleep(1.0 if before else 5.0)
+    end = time.monotonic() + SETTLING
+    while before and network_namespaces() > before + CLOSE and time.monotonic() < end:
+        time.sleep(0.2)
+
+
+def network_namespaces() -> int:
+    """How many the kernel has, dying ones included; 0 where only root may know."""
+    try:
+        lines = Path("/proc/slabinfo").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("net_namespace ")), 0)
+
+
 def number(value: float) -> str:
     """Three digits, no exponent."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
