@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 Loader = Callable[[str], Style]
 
 BUILT_IN = {
+    "aws-vpc": "emulator.cni.aws_vpc:load",
     "calico": "emulator.cni.calico:load",
+    "canal": "emulator.cni.canal:load",
     "flannel": "emulator.cni.flannel:load",
     "kindnet": "emulator.cni.kindnet:load",
 }

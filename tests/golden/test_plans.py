@@ -21,7 +21,13 @@ from emulator.plan.render import as_json, as_text, from_json
 FOLDER = Path(__file__).parent / "plans"
 TOPOLOGIES = ("three-nodes", "single-node", "dual-stack", "ipv6")
 STYLES = ("flannel:vxlan", "flannel:host-gw", "calico:bgp", "kindnet")
-CASES = [(style, name) for style in STYLES for name in TOPOLOGIES] + [("flannel:vxlan-directrouting", "racks")]
+CASES = [
+    *((style, name) for style in STYLES for name in TOPOLOGIES),
+    ("flannel:vxlan-directrouting", "racks"),
+    ("canal", "three-nodes"),
+    ("canal", "single-node"),
+    ("canal", "racks"),
+]
 
 
 @pytest.mark.parametrize(("spec", "topology"), CASES)

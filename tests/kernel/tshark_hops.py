@@ -24,6 +24,7 @@ TIME, PLACE, DIRECTION, LENGTH = "frame.time_epoch", "frame.interface_name", "fr
 MACS = ("eth.src", "eth.dst")
 ADDRESSES = {4: ("ip.src", "ip.dst", "ip.ttl"), 6: ("ipv6.src", "ipv6.dst", "ipv6.hlim")}
 VXLAN = ("udp.dstport", "vxlan.vni")
+FLANNEL_PORT = "udp.port==8472,vxlan"  # tshark knows the registered port 4789 only
 _HASHED = re.compile(r"\b(veth|cali|tun-)[0-9a-f]{8,11}\b")
 
 
@@ -45,7 +46,20 @@ def _lines(file: Path, display_filter: str, family: int, plan: Plan) -> list[str
     fields = (TIME, PLACE, DIRECTION, LENGTH, *MACS, *ADDRESSES[family], *VXLAN)
     wanted = [word for field in fields for word in ("-e", field)]
     output = subprocess.run(
-        ["tshark", "-r", str(file), "-Y", display_filter, "-T", "fields", "-E", "aggregator=|", *wanted],
+        [
+            "tshark",
+            "-r",
+            str(file),
+            "-d",
+            FLANNEL_PORT,
+            "-Y",
+            display_filter,
+            "-T",
+            "fields",
+            "-E",
+            "aggregator=|",
+            *wanted,
+        ],
         capture_output=True,
         text=True,
         check=True,

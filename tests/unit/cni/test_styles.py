@@ -40,6 +40,7 @@ def test_another_distribution_adds_a_style(monkeypatch: pytest.MonkeyPatch) -> N
         ("flannel:directrouting", "vxlan-directrouting"),
         ("flannel:host-gw", "host-gw"),
         ("calico", "bgp"),
+        ("canal", "vxlan"),
         ("kindnet", "ptp"),
     ],
 )

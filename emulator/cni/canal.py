@@ -1,0 +1,142 @@
+"""Canal: Flannel's network between the nodes, Calico's pods and rules on them.
+
+The path of a packet from pod A on n1 to pod B on n2::
+
+    pod A                 node n1                                  node n2                 pod B
+    eth0 ── cali… (proxy ARP) ── flannel.1 ─┐        ┌─ flannel.1 ── route /32 ── cali… ── eth0
+             ee:ee:ee:ee:ee:ee            eth0 ════ eth0
+                                      UDP 8472, VNI 1: +50 bytes
+
+Two deployments in one, neither changed: flanneld with its vxlan backend, and calico-node without BIRD
+(``CALICO_NETWORKING_BACKEND=none``). Addresses come from the node's podCIDR by host-local, so there are no blocks.
+
+Sources: projectcalico/calico manifests/canal.yaml, node/pkg/lifecycle/startup/startup.go (configureIPPools);
+``emulator.cni.flannel_network``, ``emulator.cni.calico_pods``, ``emulator.cni.felix``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from emulator.cluster import ipam as address_managers
+from emulator.cluster.model import Cluster, Node, Pod, Topology
+from emulator.cni.calico_pods import FELIX, wire_pod, workload_endpoints
+from emulator.cni.felix import felix_rules, ipset_name
+from emulator.cni.flannel_network import (
+    VXLAN_OVERHEAD,
+    forward_rules,
+    masquerade_rules,
+    subnet_file,
+    tunnel_to,
+    vtep,
+)
+from emulator.cni.limits import check_nodes
+from emulator.cni.style import Plain
+from emulator.cni.styles import pick_mode
+from emulator.errors import UserError
+from emulator.plan.addressing import families_of
+from emulator.plan.model import AnyObject, File, IpSet
+
+VXLAN = "vxlan"
+
+
+def load(mode: str) -> Canal:
+    """The entry point. Raises UserError for a mode that does not exist."""
+    return Canal(mode=pick_mode("canal", mode, {"": VXLAN, VXLAN: VXLAN}))
+
+
+@dataclass(frozen=True)
+class Canal(Plain):
+    """Canal as its manifest sets it up, with Flannel's vxlan backend."""
+
+    mode: str
+    name: str = "canal"
+
+    @property
+    def title(self) -> str:
+        return "Canal"
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return ("veth", "vxlan", "iptables", "iptables-restore", "ipset", "ipset-program")
+
+    def ipam(self, topology: Topology) -> address_managers.Ipam:
+        """A /24 of the cluster network for each node; .1 stays free, since host-local takes it for a gateway."""
+        return address_managers.HostLocal(topology.pod_cidrs)
+
+    def check(self, cluster: Cluster) -> None:
+        if 6 in families_of(cluster.topology.pod_cidrs):
+            raise UserError(
+                "canal carries IPv4 pods only: its manifest switches IPv6 off in Felix (FELIX_IPV6SUPPORT)",
+                hint="use flannel or calico, or a topology with IPv4 pod CIDRs alone",
+            )
+        check_nodes(self.name, cluster, _pod_mtu)
+
+    def node(self, cluster: Cluster, node: Node) -> Iterator[AnyObject]:
+        yield from subnet_file(cluster, node, _pod_mtu(node))
+        yield _cni_configuration(node)
+        yield from vtep(node, 4)
+        for peer in cluster.nodes:
+            if peer.name != node.name:
+                yield from tunnel_to(node, peer, 4)
+        yield forward_rules(cluster, node, 4)
+        yield masquerade_rules(cluster, node, 4)
+        yield from _ip_pool(cluster, node)
+        yield from felix_rules(node.ns, 4, workload_endpoints(cluster, node))
+
+    def pod(self, cluster: Cluster, node: Node, pod: Pod) -> Iterator[AnyObject]:
+        yield from wire_pod(cluster, node, pod, mtu=_pod_mtu(node), ipam="host-local plugin")
+
+
+def _pod_mtu(node: Node) -> int:
+    """``veth_mtu`` of the manifest: what fits through Flannel's tunnel."""
+    return node.mtu - VXLAN_OVERHEAD[4]
+
+
+def _ip_pool(cluster: Cluster, node: Node) -> Iterator[IpSet]:
+    """The pool that calico-node makes when it finds none, although no address is taken from it: kubeadm's pod network,
+    with natOutgoing. So Felix masquerades, before flanneld's rules come to it."""
+    for name, why in (
+        ("masq-ipam-pools", "default-ipv4-ippool, with natOutgoing"),
+        ("all-ipam-pools", "all IP pools: traffic between pods is never masqueraded"),
+    ):
+        yield IpSet(
+            ns=node.ns,
+            name=ipset_name(4, name),
+            type="hash:net",
+            family=4,
+            members=tuple(sorted(cluster.topology.pod_cidrs)),
+            component=FELIX,
+            why=why,
+        )
+
+
+def _cni_configuration(node: Node) -> File:
+    """manifests/canal.yaml, ``cni_network_config``, as the install-cni container fills it in."""
+    configuration = {
+        "name": "k8s-pod-network",
+        "cniVersion": "0.3.1",
+        "plugins": [
+            {
+                "type": "calico",
+                "log_level": "info",
+                "log_file_path": "/var/log/calico/cni/cni.log",
+                "datastore_type": "kubernetes",
+                "nodename": node.name,
+                "mtu": _pod_mtu(node),
+                "ipam": {"type": "host-local", "subnet": "usePodCidr"},
+                "policy": {"type": "k8s"},
+                "kubernetes": {"kubeconfig": "/etc/cni/net.d/calico-kubeconfig"},
+            },
+            {"type": "portmap", "snat": True, "capabilities": {"portMappings": True}},
+        ],
+    }
+    return File(
+        ns=node.ns,
+        path="/etc/cni/net.d/10-canal.conflist",
+        content=json.dumps(configuration, indent=2) + "\n",
+        component="install-cni",
+        why="tells the kubelet's runtime which plugins wire a pod",
+    )
