@@ -1,4 +1,4 @@
-"""kindnet: the CNI of kind's clusters, and the simplest baseline there is: kindnetd, and the ptp and host-local plugins.
+"""kindnet, the CNI of kind's clusters and the simplest baseline there is: kindnetd, the ptp and host-local plugins.
 
 The path of a packet from pod A on n1 to pod B on n2::
 
