@@ -14,6 +14,8 @@ import pytest
 
 from emulator.kernel import registry
 
+pytestmark = pytest.mark.requires("netns", "veth", "vxlan", "ip", "mnexec")
+
 CNILAB = [sys.executable, "-c", "from emulator.cli import main; main()"]
 
 TOPOLOGY = """\

@@ -17,6 +17,8 @@ from emulator.errors import ManifestError, NotFound, UserError
 from emulator.kernel import registry
 from emulator.lab.records import ProbeRequest
 
+pytestmark = pytest.mark.requires("netns", "veth", "vxlan", "ip", "mnexec")
+
 STYLES = ["flannel", pytest.param("calico", marks=pytest.mark.requires("bird"))]
 PODS = ["n1-p1", "n1-p2", "n1-p3", "n2-p1", "n2-p2", "n2-p3", "n3-p1", "n3-p2", "n3-p3"]
 PATIENT = 4.0  # seconds for a probe that must be answered: a lost SYN is sent again after 1 and 3
