@@ -69,8 +69,12 @@ def test_the_list_of_commands_links_to_each() -> None:
 
 @pytest.mark.parametrize("style", style_names())
 def test_each_style_has_a_page(style: str) -> None:
-    assert (ROOT / "docs" / f"{style}.md").is_file()
-    assert f"docs/{style}.md" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert (ROOT / "docs" / f"{style}.md").is_file(), (
+        f"docs/{style}.md: draw the packet's path, as the other styles' pages do"
+    )
+    assert f"docs/{style}.md" in (ROOT / "README.md").read_text(encoding="utf-8"), (
+        "a row for the README's table of styles"
+    )
 
 
 def _spelled(struct: type[msgspec.Struct]) -> Iterator[str]:
