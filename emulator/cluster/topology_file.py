@@ -94,6 +94,57 @@ class LinkEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename=
         return LinkQuality(self.bandwidth, self.delay, self.jitter, self.loss)
 
 
+class SubnetEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """A VPC's subnet: a switch, with the subnet's own CIDR if that is larger than the switch's."""
+
+    switch: str
+    cidr: str = ""
+    zone: str = ""
+    route_table: str = ""
+
+
+class VpcRouteEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A line of a route table: ``to`` a CIDR or ``default``, by a gateway."""
+
+    to: str
+    target: str
+
+
+class RouteTableEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A route table, less the local routes."""
+
+    name: str
+    routes: list[VpcRouteEntry] = []
+
+
+class InternetGatewayEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The internet gateway: the topology's router behind it, and the public addresses."""
+
+    router: str
+    cidr: str
+    name: str = "igw"
+
+
+class NatGatewayEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A NAT gateway in a subnet."""
+
+    name: str
+    subnet: str
+    address: str = ""
+
+
+class VpcEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """What the segments are in a cloud; see ``emulator.cluster.topology_vpc``."""
+
+    subnets: list[SubnetEntry]
+    cidrs: list[str] = []
+    route_tables: list[RouteTableEntry] = []
+    internet_gateway: InternetGatewayEntry | None = None
+    nat_gateways: list[NatGatewayEntry] = []
+    warm_enis: int = msgspec.field(name="warmENITarget", default=1)
+    warm_ips: int = msgspec.field(name="warmIPTarget", default=0)
+
+
 class TopologyFile(msgspec.Struct, frozen=True):
     """The whole file, each entry well-formed, with the ``count`` shorthand written out.
 
@@ -108,6 +159,7 @@ class TopologyFile(msgspec.Struct, frozen=True):
     routers: list[RouterEntry]
     hosts: list[HostEntry]
     links: list[LinkEntry]
+    vpc: VpcEntry | None = None
 
 
 class _Outline(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
@@ -123,6 +175,7 @@ class _Outline(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="
     routers: list[Any] = []
     hosts: list[Any] = []
     links: list[Any] = []
+    vpc: VpcEntry | None = None
 
 
 Entry = TypeVar("Entry", SwitchEntry, NodeEntry, RouterEntry, HostEntry, LinkEntry)
@@ -172,6 +225,7 @@ def read_topology_file(text: str, source: str, default_name: str, faults: Faults
         routers=_entries(outline.routers, RouterEntry, "router", "routers", faults),
         hosts=_entries(outline.hosts, HostEntry, "host", "hosts", faults),
         links=_entries(outline.links, LinkEntry, "link", "links", faults),
+        vpc=outline.vpc,
     )
     return None if faults.problems else file
 

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 
 from emulator.cluster import validation
 from emulator.cluster.decode import near
-from emulator.cluster.model import Interface, LinkQuality, Machine, StaticRoute, Switch, SwitchPort, Topology
+from emulator.cluster.model import Interface, LinkQuality, Machine, StaticRoute, Switch, SwitchPort, Topology, Vpc
 from emulator.cluster.topology_file import Faults, HostEntry, LinkEntry, NodeEntry, RouterEntry, TopologyFile
 from emulator.cluster.topology_routes import Leg, machine_routes
 from emulator.cluster.topology_rules import DEVICE_MAX, MTU_MIN_IPV6, PORTS_MAX, RESERVED_DEVICES, ZONE_LABEL
 from emulator.cluster.topology_segments import End, Segment, assign_addresses, check_ranges
+from emulator.cluster.topology_vpc import resolve_vpc
 
 DEFAULT_MTU = 1500  # bytes: Ethernet
 
@@ -78,8 +79,9 @@ class _Resolver:
             assign_addresses(segment, self.faults)
         if self.faults.problems:
             return None
+        vpc = resolve_vpc(self.file, self.faults)
         machines = self._machines()
-        return None if self.faults.problems else self._topology(machines)
+        return None if self.faults.problems else self._topology(machines, vpc)
 
     def _cables(self) -> Iterator[_Cable]:
         """The links, those in the short form ``switch:`` first."""
@@ -241,11 +243,12 @@ class _Resolver:
             for end in self.ends[name]
         )
         if isinstance(entry, NodeEntry):
+            zone = entry.zone or self._zone_of(name)
             labels = {
                 "kubernetes.io/arch": "amd64",
                 "kubernetes.io/hostname": name,
                 "kubernetes.io/os": "linux",
-                **({ZONE_LABEL: entry.zone} if entry.zone else {}),
+                **({ZONE_LABEL: zone} if zone else {}),
                 **entry.labels,
             }
             return Machine(name, "node", interfaces, routes, labels, pods=entry.pods or 0, asn=entry.asn)
@@ -253,7 +256,12 @@ class _Resolver:
             return Machine(name, "router", interfaces, routes, asn=entry.asn)
         return Machine(name, "host", interfaces, routes, ports=tuple(entry.ports))
 
-    def _topology(self, machines: list[Machine]) -> Topology:
+    def _zone_of(self, node: str) -> str:
+        """The availability zone of the VPC's subnet that the node is in."""
+        zones = {subnet.switch: subnet.zone for subnet in self.file.vpc.subnets} if self.file.vpc is not None else {}
+        return next((zones[end.peer] for end in self.ends[node] if zones.get(end.peer)), "")
+
+    def _topology(self, machines: list[Machine], vpc: Vpc | None) -> Topology:
         switches = tuple(
             Switch(
                 name=name,
@@ -278,6 +286,7 @@ class _Resolver:
             pod_cidrs=tuple(_canonical(self.file.pod_cidrs)),
             service_cidrs=tuple(_canonical(self.file.service_cidrs)),
             node_cidrs=tuple(node_cidrs),
+            vpc=vpc,
         )
 
 

@@ -117,7 +117,7 @@ class _Fabric:
         hosts = [self._instance(machine) for machine in topology.of_kind("host")]
         if internet is not None:
             routers.insert(0, self._internet_gateway(internet))
-        vpc = given or self._implied()
+        vpc = given if given is not None and given.route_tables else self._with_tables(given)
         nat = self._addressed(vpc.nat_gateways, [*nodes, *hosts])
         routers += [self._nat_gateway(each) for each in nat]
         vpc = replace(
@@ -362,22 +362,24 @@ class _Fabric:
     def _unique(self) -> tuple[VpcSubnet, ...]:
         return tuple(dict.fromkeys(self.subnets.values()))
 
-    def _implied(self) -> Vpc:
-        """The VPC of a topology that describes none: its subnets, each with a default route by its first router."""
+    def _with_tables(self, given: Vpc | None) -> Vpc:
+        """The VPC of a topology that describes none, or no tables: a default route by each subnet's first router."""
         subnets, first = self._unique(), dict[str, str]()
         for address, router in self.owners.items():
             name = next(subnet.name for subnet in subnets if contains(subnet.cidr, address))
-            first.setdefault(name, router)
-        cidrs = tuple(subnet.cidr for subnet in subnets)
+            internet = self.edges[router].internet
+            first.setdefault(name, internet.name if internet is not None else router)
         if len(set(first.values())) <= 1:
-            routes = tuple(VpcRoute(default_route(4), router) for router in dict.fromkeys(first.values()))
-            return Vpc(cidrs, subnets, (RouteTable(MAIN, routes),))
-        tables = tuple(
-            RouteTable(subnet.name, (VpcRoute(default_route(4), first[subnet.name]),) if subnet.name in first else ())
-            for subnet in subnets
-        )
-        self.subnets = {name: replace(each, route_table=each.name) for name, each in self.subnets.items()}
-        return Vpc(cidrs, self._unique(), tables)
+            routes = tuple(VpcRoute(default_route(4), gateway) for gateway in dict.fromkeys(first.values()))
+            tables: tuple[RouteTable, ...] = (RouteTable(MAIN, routes),)
+        else:
+            tables = tuple(
+                RouteTable(each.name, (VpcRoute(default_route(4), first[each.name]),) if each.name in first else ())
+                for each in subnets
+            )
+            self.subnets = {switch: replace(each, route_table=each.name) for switch, each in self.subnets.items()}
+        vpc = given or Vpc(tuple(subnet.cidr for subnet in subnets), ())
+        return replace(vpc, subnets=self._unique(), route_tables=tables)
 
 
 def _public(vpc: Vpc, nat: tuple[NatGateway, ...], instances: list[Machine]) -> tuple[tuple[str, str], ...]:

@@ -7,7 +7,8 @@ from collections.abc import Collection
 import msgspec
 
 from emulator.cluster.model import Cluster
-from emulator.plan.model import UNDERLAY, AnyObject, Plan, Route, Veth
+from emulator.plan.diff import sysctl_device
+from emulator.plan.model import UNDERLAY, AnyObject, Plan, Route, Sysctl, Veth
 
 
 def without_nodes(plan: Plan, cluster: Cluster, down: Collection[str]) -> Plan:
@@ -20,7 +21,10 @@ def without_nodes(plan: Plan, cluster: Cluster, down: Collection[str]) -> Plan:
         for name, objects in plan.fragments.items()
         if name not in gone and name not in {f"pod/{pod.key}" for node in down for pod in cluster.pods_on(node)}
     }
-    fragments[UNDERLAY] = _uncabled(plan.fragments[UNDERLAY], gone)
+    loose = _loose_ends(plan, gone)
+    for name, objects in fragments.items():
+        if name == UNDERLAY or name.startswith("router/"):
+            fragments[name] = _uncabled(objects, gone, loose)
     return msgspec.structs.replace(plan, fragments=fragments)
 
 
@@ -43,14 +47,23 @@ def learned_routes(
     return [item for item in found if item.destination in ranges]
 
 
-def _uncabled(objects: tuple[AnyObject, ...], gone: set[str]) -> tuple[AnyObject, ...]:
-    """The underlay without the machines ``gone``, their cables, and what stands on the cables' far ends."""
-    loose: set[tuple[str, str]] = set()
-    for item in objects:
-        if isinstance(item, Veth) and (item.ns in gone or item.peer_ns in gone):
-            loose |= {(item.ns, item.name), (item.peer_ns, item.peer)}
-    return tuple(
-        item
-        for item in objects
-        if item.ns not in gone and (item.ns, getattr(item, "device", getattr(item, "name", ""))) not in loose
-    )
+def _loose_ends(plan: Plan, gone: set[str]) -> set[tuple[str, str]]:
+    """Both ends of every cable to the machines ``gone``."""
+    return {
+        end
+        for item in plan
+        if isinstance(item, Veth) and (item.ns in gone or item.peer_ns in gone)
+        for end in ((item.ns, item.name), (item.peer_ns, item.peer))
+    }
+
+
+def _uncabled(objects: tuple[AnyObject, ...], gone: set[str], loose: set[tuple[str, str]]) -> tuple[AnyObject, ...]:
+    """A fragment without the machines ``gone``, their cables, and what stands on the cables' far ends."""
+    kept = tuple(item for item in objects if item.ns not in gone and (item.ns, _device(item)) not in loose)
+    return kept if len(kept) < len(objects) else objects
+
+
+def _device(item: AnyObject) -> str:
+    if isinstance(item, Sysctl):
+        return sysctl_device(item.name)
+    return str(getattr(item, "device", getattr(item, "name", "")))

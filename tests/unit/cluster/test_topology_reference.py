@@ -9,7 +9,19 @@ import msgspec
 import pytest
 
 from emulator.cluster.topology import parse_topology, topology_names
-from emulator.cluster.topology_file import HostEntry, LinkEntry, NodeEntry, RouterEntry, SwitchEntry, _Outline
+from emulator.cluster.topology_file import (
+    HostEntry,
+    InternetGatewayEntry,
+    LinkEntry,
+    NatGatewayEntry,
+    NodeEntry,
+    RouterEntry,
+    RouteTableEntry,
+    SubnetEntry,
+    SwitchEntry,
+    VpcEntry,
+    _Outline,
+)
 
 REFERENCE = Path(__file__).resolve().parents[3] / "docs" / "topology.md"
 
@@ -29,10 +41,20 @@ def test_the_example_loads_and_has_what_it_promises(text: str) -> None:
     assert by_name["worker-2"].pods == 2
 
 
-@pytest.mark.parametrize("entry", [_Outline, SwitchEntry, NodeEntry, RouterEntry, HostEntry, LinkEntry])
+@pytest.mark.parametrize("entry", [_Outline, SwitchEntry, NodeEntry, RouterEntry, HostEntry, LinkEntry, VpcEntry])
 def test_every_field_is_in_the_reference(entry: type[msgspec.Struct], text: str) -> None:
     for field in msgspec.structs.fields(entry):
         assert f"`{field.encode_name}`" in text, f"{entry.__name__}.{field.encode_name} is not documented"
+
+
+@pytest.mark.parametrize("entry", [SubnetEntry, RouteTableEntry, InternetGatewayEntry, NatGatewayEntry])
+def test_every_field_of_a_vpcs_parts_is_in_the_reference(entry: type[msgspec.Struct], text: str) -> None:
+    assert "{" + ", ".join(sorted(field.encode_name for field in msgspec.structs.fields(entry))) + "}" in _sorted(text)
+
+
+def _sorted(text: str) -> str:
+    """The text with the names in each ``{a, b}`` in alphabetical order."""
+    return re.sub(r"\{([^}]*)\}", lambda found: "{" + ", ".join(sorted(found[1].split(", "))) + "}", text)
 
 
 def test_every_shipped_topology_is_in_the_reference(text: str) -> None:
