@@ -1,13 +1,16 @@
-"""Calico without encapsulation: its CNI plugin, Felix, and a BIRD on every node that tells the others its blocks.
+"""Calico: its CNI plugin and Felix on every node, and BIRD, VXLAN or IPIP between nodes.
 
-The path of a packet from pod A on n1 to pod B on n2::
+The path of a packet from pod A on n1 to pod B on n2, without encapsulation (``bgp``)::
 
     pod A                 node n1                             node n2                 pod B
     eth0 ── cali… (proxy ARP) ── route /26 ── eth0 ═══ eth0 ── route /32 ── cali… ── eth0
              ee:ee:ee:ee:ee:ee   via n2, proto bird            scope link
 
+With VXLAN and IPIP there is a tunnel device before eth0 on either side (``emulator.cni.calico_tunnels``).
+
 Nothing is bridged: a pod has a /32 and believes that everything is behind 169.254.1.1, whose MAC the node answers
-for. Routes to other nodes' blocks come from BGP and from nowhere else; the plan lists them as learned.
+for. The mode is that of the default pools; IPPool, BGPConfiguration, BGPPeer and Node resources among the cluster's
+objects say everything else (``emulator.cni.calico_settings``).
 
 Sources: projectcalico/calico cni-plugin/pkg/dataplane/linux/dataplane_linux.go, felix/dataplane/linux
 (endpoint_mgr.go, int_dataplane.go), manifests/calico.yaml, confd templates (``emulator.routing.bird``),
@@ -17,217 +20,158 @@ felix/rules (``emulator.cni.felix``).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from emulator.cluster import ipam as address_managers
-from emulator.cluster.model import Cluster, Node, Pod, Topology
+from emulator.cluster.model import Cluster, Machine, Node, Pod, Topology
+from emulator.cni.calico_bgp import borrowed_routes, check_reachable, node_bgp, router_bgp
+from emulator.cni.calico_ipam import CalicoIpam
 from emulator.cni.calico_pods import FELIX, wire_pod, workload_endpoints
-from emulator.cni.felix import felix_rules, ipset_name
+from emulator.cni.calico_settings import Encapsulation, Settings, read_settings
+from emulator.cni.calico_tunnels import IPIP_DEVICE, VXLAN_DEVICE, is_borrowed, pod_mtu, route_to_block, tunnels
+from emulator.cni.felix import Tunnelling, felix_rules, ipset_name
 from emulator.cni.limits import check_nodes
-from emulator.cni.segments import strangers
 from emulator.cni.style import Plain
 from emulator.cni.styles import pick_mode
 from emulator.errors import UserError
-from emulator.plan.addressing import (
-    contains,
-    families_of,
-    family_of,
-    host_prefix,
-    of_family,
-)
-from emulator.plan.model import (
-    AnyObject,
-    Daemon,
-    Family,
-    File,
-    IpSet,
-    Route,
-)
-from emulator.routing.bird import FamilyRouting, Speaker, bird_config, mesh_peer, router_id
-
-BIRD = "bird"
-CONFD = "confd"
-
-AS_NUMBER = 64512  # BGPConfiguration.asNumber, by default
-
-BIRD_CONFIG = "/etc/calico/confd/config/bird.cfg"
-BIRD_SOCKET = "/run/calico/bird.ctl"
+from emulator.plan.addressing import families_of
+from emulator.plan.model import AnyObject, Family, File, IpSet
 
 BGP = "bgp"
+MODES: dict[str, tuple[str, Encapsulation]] = {
+    BGP: ("Calico · BGP", Encapsulation()),
+    "vxlan": ("Calico · VXLAN", Encapsulation(vxlan="Always")),
+    "vxlan-crosssubnet": ("Calico · VXLAN, CrossSubnet", Encapsulation(vxlan="CrossSubnet")),
+    "ipip": ("Calico · IPIP", Encapsulation(ipip="Always")),
+    "ipip-crosssubnet": ("Calico · IPIP, CrossSubnet", Encapsulation(ipip="CrossSubnet")),
+}
+
+
+def modes() -> tuple[str, ...]:
+    """The modes that there are, the default one first."""
+    return tuple(MODES)
 
 
 def load(mode: str) -> Calico:
     """The entry point. Raises UserError for a mode that does not exist."""
-    return Calico(mode=pick_mode("calico", mode, {"": BGP, BGP: BGP}))
+    return Calico(mode=pick_mode("calico", mode, {"": BGP, **{name: name for name in MODES}}))
+
+
+_latest: list[tuple[Cluster, Encapsulation, Settings]] = []  # of the last cluster: every node and pod asks for them
 
 
 @dataclass(frozen=True)
 class Calico(Plain):
-    """Calico with a BGP full mesh and no encapsulation (``bgp``)."""
+    """Calico; ``mode`` is the encapsulation of the pools that exist without a manifest."""
 
     mode: str
     name: str = "calico"
 
     @property
     def title(self) -> str:
-        return "Calico · BGP"
+        return MODES[self.mode][0]
 
     @property
     def requires(self) -> tuple[str, ...]:
-        return ("veth", "iptables", "iptables-restore", "ipset", "ipset-program", "bird")
+        kind = self._default.kind
+        tunnel = (kind,) if kind else ()
+        bird = () if kind == "vxlan" else ("bird",)
+        return ("veth", *tunnel, "iptables", "iptables-restore", "ipset", "ipset-program", *bird)
+
+    @property
+    def _default(self) -> Encapsulation:
+        return MODES[self.mode][1]
+
+    def settings(self, cluster: Cluster) -> Settings:
+        """What the cluster's Calico resources say. Raises ManifestError."""
+        if not (_latest and _latest[0][0] is cluster and _latest[0][1] == self._default):
+            found = read_settings(cluster.objects, cluster.nodes, cluster.topology.pod_cidrs, self._default)
+            _latest[:] = [(cluster, self._default, found)]
+        return _latest[0][2]
+
+    def shared(self, cluster: Cluster) -> object:
+        """Pods depend on the pools (their MTU) and the peerings (who hears of a borrowed address)."""
+        return self.settings(cluster)
 
     def ipam(self, topology: Topology) -> address_managers.Ipam:
-        """Blocks of 64 addresses with affinity to a node."""
-        return address_managers.Blocks(topology.pod_cidrs)
+        """Blocks of 64 addresses with affinity to a node, unless IPPools say otherwise."""
+        return CalicoIpam(topology.pod_cidrs, self._default)
 
     def check(self, cluster: Cluster) -> None:
-        check_nodes(self.name, cluster, lambda node: node.mtu)
-        if pair := strangers(cluster.nodes, cluster.topology.pod_cidrs):
+        settings = self.settings(cluster)
+        check_nodes(self.name, cluster, lambda node: pod_mtu(settings, node))
+        if 6 in families_of(cluster.topology.pod_cidrs) and self._default.kind == "ipip":
             raise UserError(
-                f"calico:bgp needs all nodes on one L2 segment, and {pair[0].name} and {pair[1].name} share none: "
-                "the routers between them do not know the pods' blocks",
-                hint="use a style with tunnels, such as flannel:vxlan, or put the nodes on one switch",
+                f"calico:{self.mode} carries IPv4 only: IP-in-IP has no room for IPv6",
+                hint="use calico or calico:vxlan, or a topology with IPv4 pod CIDRs alone",
             )
+        check_reachable(cluster, settings)
 
     # -- a node ---------------------------------------------------------------------------------------------
 
     def node(self, cluster: Cluster, node: Node) -> Iterator[AnyObject]:
-        families = families_of(cluster.topology.pod_cidrs)
+        settings, families = self.settings(cluster), families_of(cluster.topology.pod_cidrs)
         yield _cni_configuration(node)
         for family in families:
-            yield from _ip_pools(cluster, node, family)
+            yield from _ip_pools(node, settings, family)
+            yield from tunnels(cluster, node, settings, family)
         endpoints = workload_endpoints(cluster, node)
         for family in families:
-            yield from felix_rules(node.ns, family, endpoints)
-        yield from _bird(cluster, node)
-        for family in families:
-            yield from _learned_routes(cluster, node, family)
+            yield from felix_rules(node.ns, family, endpoints, _tunnelling(node, settings, family))
+        if settings.runs_bird:
+            yield from node_bgp(cluster, node, settings)
+
+    def router(self, cluster: Cluster, router: Machine) -> Iterable[AnyObject]:
+        settings = self.settings(cluster)
+        return router_bgp(cluster, router, settings) if settings.runs_bird else ()
 
     # -- a pod ----------------------------------------------------------------------------------------------
 
     def pod(self, cluster: Cluster, node: Node, pod: Pod) -> Iterator[AnyObject]:
-        yield from wire_pod(cluster, node, pod, mtu=node.mtu, ipam="calico-ipam")
+        settings = self.settings(cluster)
+        yield from wire_pod(cluster, node, pod, mtu=pod_mtu(settings, node), ipam="calico-ipam")
         for address in pod.addresses:
-            if not any(contains(block, address) for block in node.pod_ranges):
-                yield from _borrowed(cluster, node, pod, address)
+            if is_borrowed(node, address):
+                yield from _borrowed(cluster, node, pod, address, settings)
 
 
-def _borrowed(cluster: Cluster, node: Node, pod: Pod, address: str) -> Iterator[Route]:
-    """An address from another node's block: its node announces the /32, which wins as the longer prefix."""
-    gateway = of_family(node.addresses, family_of(address))
-    for machine in cluster.topology.of_kind("node"):
-        if machine.name == node.name:
-            continue
-        for interface in machine.interfaces:
-            if any(contains(own, gateway) for own in interface.addresses):
-                yield Route(
-                    ns=machine.ns,
-                    destination=host_prefix(address),
-                    via=gateway,
-                    device=interface.name,
-                    protocol="bird",
-                    learned=True,
-                    component=BIRD,
-                    why=f"{pod.key} on {node.name}: an address borrowed from another node's block",
-                )
-
-
-# -- BGP --------------------------------------------------------------------------------------------------------
-
-
-def _bird(cluster: Cluster, node: Node) -> Iterator[AnyObject]:
-    yield File(
-        ns=node.ns,
-        path=BIRD_CONFIG,
-        content=bird_config(_speaker(cluster, node)),
-        component=CONFD,
-        why="BGP with every other node; written anew when nodes or blocks change",
-    )
-    yield Daemon(
-        ns=node.ns,
-        name="bird",
-        argv=("bird", "-f", "-c", BIRD_CONFIG, "-s", BIRD_SOCKET),
-        files=(BIRD_CONFIG,),
-        reload=("birdc", "-s", BIRD_SOCKET, "configure"),
-        ready_socket=BIRD_SOCKET,
-        component=BIRD,
-        why="tells the other nodes this node's blocks and puts theirs into the kernel",
-    )
-
-
-def _speaker(cluster: Cluster, node: Node) -> Speaker:
-    families = []
-    for family in families_of(cluster.topology.pod_cidrs):
-        local = of_family(node.addresses, family)
-        families.append(
-            FamilyRouting(
-                version=family,
-                local=local,
-                blocks=_blocks(node, family),
-                pools=tuple(cidr for cidr in cluster.topology.pod_cidrs if family_of(cidr) == family),
-                peers=tuple(
-                    mesh_peer(local, of_family(peer.addresses, family), peer.asn or AS_NUMBER, peer.name)
-                    for peer in cluster.nodes
-                    if peer.name != node.name
-                ),
-            )
-        )
-    return Speaker(
-        node=node.name,
-        router_id=router_id(node.name, node.addresses),
-        asn=node.asn or AS_NUMBER,
-        families=tuple(families),
-    )
-
-
-def _blocks(node: Node, family: Family) -> tuple[str, ...]:
-    return tuple(block for block in node.pod_ranges if family_of(block) == family)
-
-
-def _learned_routes(cluster: Cluster, node: Node, family: Family) -> Iterator[Route]:
-    for block in _blocks(node, family):
-        if block != host_prefix(block.partition("/")[0]):
-            yield Route(
-                ns=node.ns,
-                destination=block,
-                type="blackhole",
-                protocol="bird",
-                learned=True,
-                component=BIRD,
-                why="this node's block: an address that no pod has is dropped in silence",
-            )
-    for peer in cluster.nodes:
-        if peer.name == node.name:
-            continue
-        for block in _blocks(peer, family):
-            yield Route(
-                ns=node.ns,
-                destination=block,
-                via=of_family(peer.addresses, family),
-                device=node.device,
-                protocol="bird",
-                learned=True,
-                component=BIRD,
-                why=f"block of {peer.name}, learned by BGP from it",
-            )
+def _borrowed(cluster: Cluster, node: Node, pod: Pod, address: str, settings: Settings) -> Iterator[AnyObject]:
+    """How others reach an address of another node's block: by a route to it alone, which wins as the longer prefix."""
+    length = 128 if ":" in address else 32
+    what = f"{pod.key} on {node.name}: an address borrowed from another node's block"
+    for other in cluster.nodes:
+        if other.name != node.name:
+            yield from route_to_block(other, node, f"{address}/{length}", settings, what)
+    if settings.runs_bird:
+        yield from borrowed_routes(cluster, node, address, pod.key, settings)
 
 
 # -- the rest of a node -----------------------------------------------------------------------------------------
 
 
-def _ip_pools(cluster: Cluster, node: Node, family: Family) -> Iterator[IpSet]:
-    pools = tuple(sorted(cidr for cidr in cluster.topology.pod_cidrs if family_of(cidr) == family))
-    for name, why in (
-        ("masq-ipam-pools", "IP pools with natOutgoing"),
-        ("all-ipam-pools", "all IP pools: traffic between pods is never masqueraded"),
+def _tunnelling(node: Node, settings: Settings, family: Family) -> Tunnelling:
+    devices = [IPIP_DEVICE] if family == 4 else []
+    return Tunnelling(
+        ipip=family == 4 and settings.uses("ipip", 4),
+        vxlan=settings.uses("vxlan", family),
+        devices=tuple(device for device in (*devices, VXLAN_DEVICE[family]) if device in node.tunnels),
+        nat_outgoing=any(pool.nat_outgoing for pool in settings.of_family(family)),
+    )
+
+
+def _ip_pools(node: Node, settings: Settings, family: Family) -> Iterator[IpSet]:
+    pools = settings.of_family(family)
+    for name, members, why in (
+        ("masq-ipam-pools", [pool.cidr for pool in pools if pool.nat_outgoing], "IP pools with natOutgoing"),
+        ("all-ipam-pools", [pool.cidr for pool in pools], "all IP pools: traffic between pods is never masqueraded"),
     ):
         yield IpSet(
             ns=node.ns,
             name=ipset_name(family, name),
             type="hash:net",
             family=family,
-            members=pools,
+            members=tuple(sorted(members)),
             component=FELIX,
             why=why,
         )

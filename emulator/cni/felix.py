@@ -61,9 +61,29 @@ class Endpoint:
     profiles: tuple[str, ...]
 
 
-def felix_rules(ns: str, family: Family, endpoints: Sequence[Endpoint]) -> tuple[IptablesRules, ...]:
+@dataclass(frozen=True)
+class Tunnelling:
+    """What the IP pools ask for: tunnels of one or the other kind, the node's tunnel ``devices``, masquerading."""
+
+    ipip: bool = False
+    vxlan: bool = False
+    devices: tuple[str, ...] = ()
+    nat_outgoing: bool = True
+
+
+NO_TUNNELS = Tunnelling()
+
+
+def felix_rules(
+    ns: str, family: Family, endpoints: Sequence[Endpoint], tunnelling: Tunnelling = NO_TUNNELS
+) -> tuple[IptablesRules, ...]:
     """Everything that Felix holds in one node's tables for one family."""
-    return (_raw(ns, family), _mangle(ns, family), _nat(ns, family), _filter(ns, family, endpoints))
+    return (
+        _raw(ns, family, tunnelling),
+        _mangle(ns, family),
+        _nat(ns, family, tunnelling),
+        _filter(ns, family, endpoints, tunnelling),
+    )
 
 
 def ipset_name(family: Family, name: str) -> str:
@@ -74,10 +94,15 @@ def ipset_name(family: Family, name: str) -> str:
 # -- tables -----------------------------------------------------------------------------------------------------
 
 
-def _raw(ns: str, family: Family) -> IptablesRules:
+def _raw(ns: str, family: Family, tunnelling: Tunnelling) -> IptablesRules:
     mark = f"-m mark --mark {FROM_WORKLOAD:#x}/{FROM_WORKLOAD:#x}"
+    untracked = FelixRule(
+        f"-p udp --dport {VXLAN_PORT}", "--jump NOTRACK", why="each direction has a source port of its own: no reply"
+    )
+    vxlan = (untracked,) if tunnelling.vxlan else ()
     prerouting = (
         _clear(ALL_MARKS, "no mark of anyone else's counts"),
+        *vxlan,
         FelixRule("--in-interface cali+", _set(FROM_WORKLOAD), why="from a pod"),
         FelixRule(mark, "--jump cali-rpf-skip", why="pods that may send from foreign addresses: none"),
         FelixRule(
@@ -89,6 +114,7 @@ def _raw(ns: str, family: Family) -> IptablesRules:
     output = (
         _clear(ALL_MARKS),
         FelixRule("", "--jump cali-to-host-endpoint"),
+        *vxlan,
         FelixRule(ALLOWED, "--jump ACCEPT"),
     )
     return _rules(
@@ -133,12 +159,21 @@ def _mangle(ns: str, family: Family) -> IptablesRules:
     )
 
 
-def _nat(ns: str, family: Family) -> IptablesRules:
+def _nat(ns: str, family: Family, tunnelling: Tunnelling) -> IptablesRules:
     masquerade = FelixRule(
         f"-m set --match-set {ipset_name(family, 'masq-ipam-pools')} src "
         f"-m set ! --match-set {ipset_name(family, 'all-ipam-pools')} dst",
         "--jump MASQUERADE --random-fully",
         why="natOutgoing: pod to anything that is no pod leaves with the node's address",
+    )
+    # Both tests: an address of the node that is not the tunnel's own.
+    tunnels = (
+        FelixRule(
+            f"--out-interface {device} -m addrtype ! --src-type LOCAL --limit-iface-out -m addrtype --src-type LOCAL",
+            "--jump MASQUERADE --random-fully",
+            why="the node's own packets leave by the tunnel with the tunnel's address",
+        )
+        for device in tunnelling.devices
     )
     return _rules(
         ns,
@@ -149,9 +184,9 @@ def _nat(ns: str, family: Family) -> IptablesRules:
             chain("cali-OUTPUT", (FelixRule("", "--jump cali-fip-dnat"),)),
             chain(
                 "cali-POSTROUTING",
-                (FelixRule("", "--jump cali-fip-snat"), FelixRule("", "--jump cali-nat-outgoing")),
+                (FelixRule("", "--jump cali-fip-snat"), FelixRule("", "--jump cali-nat-outgoing"), *tunnels),
             ),
-            chain("cali-nat-outgoing", (masquerade,)),
+            chain("cali-nat-outgoing", (masquerade,) if tunnelling.nat_outgoing else ()),
             *_empty("cali-fip-dnat", "cali-fip-snat"),
         ),
         (
@@ -163,7 +198,7 @@ def _nat(ns: str, family: Family) -> IptablesRules:
     )
 
 
-def _filter(ns: str, family: Family, endpoints: Sequence[Endpoint]) -> IptablesRules:
+def _filter(ns: str, family: Family, endpoints: Sequence[Endpoint], tunnelling: Tunnelling) -> IptablesRules:
     appended = (
         FelixRule(
             ALLOWED, "--jump ACCEPT", ("Policy explicitly accepted packet.",), why="both pods' chains let it pass"
@@ -175,7 +210,7 @@ def _filter(ns: str, family: Family, endpoints: Sequence[Endpoint]) -> IptablesR
         family,
         "filter",
         (
-            *_static_filter(family),
+            *_static_filter(family, tunnelling),
             *_dispatch(endpoints),
             *(item for endpoint in endpoints for item in _endpoint(endpoint)),
             *_profiles(endpoints),
@@ -191,7 +226,8 @@ def _filter(ns: str, family: Family, endpoints: Sequence[Endpoint]) -> IptablesR
     )
 
 
-def _static_filter(family: Family) -> tuple[Chain, ...]:
+def _static_filter(family: Family, tunnelling: Tunnelling) -> tuple[Chain, ...]:
+    incoming, outgoing = _tunnels_of_nodes(family, tunnelling)
     host_accepted = ("Host endpoint policy accepted packet.",)
     discovery = [FelixRule(f"-p 58 -m icmp6 --icmpv6-type {kind}", "--jump ACCEPT") for kind in ROUTER_ICMPV6]
     return (
@@ -209,6 +245,7 @@ def _static_filter(family: Family) -> tuple[Chain, ...]:
         chain(
             "cali-INPUT",
             (
+                *incoming,
                 FelixRule("--in-interface cali+", "--goto cali-wl-to-host", why="pod to its own node"),
                 FelixRule(ALLOWED, "--jump ACCEPT"),
                 _clear(ALL_MARKS),
@@ -221,6 +258,7 @@ def _static_filter(family: Family) -> tuple[Chain, ...]:
             (
                 FelixRule(ALLOWED, "--jump ACCEPT"),
                 FelixRule("--out-interface cali+", "--jump RETURN", why="node to its pods is never policed"),
+                *outgoing,
                 _clear(ALL_MARKS),
                 FelixRule("-m conntrack ! --ctstate DNAT", "--jump cali-to-host-endpoint"),
                 FelixRule(ALLOWED, "--jump ACCEPT", host_accepted),
@@ -242,6 +280,51 @@ def _static_filter(family: Family) -> tuple[Chain, ...]:
             "cali-cidr-block",
         ),
     )
+
+
+def _tunnels_of_nodes(family: Family, tunnelling: Tunnelling) -> tuple[list[FelixRule], list[FelixRule]]:
+    """Encapsulated packets: accepted from and to other nodes, whatever host endpoints' policies say; never from
+    anybody else. Incoming rules, outgoing rules."""
+    incoming, outgoing = [], []
+    if tunnelling.ipip:
+        hosts = ipset_name(4, "all-hosts-net")
+        incoming += [
+            FelixRule(
+                f"-p 4 -m set --match-set {hosts} src -m addrtype --dst-type LOCAL",
+                "--jump ACCEPT",
+                ("Allow IPIP packets from Calico hosts",),
+            ),
+            FelixRule("-p 4", "--jump DROP", ("Drop IPIP packets from non-Calico hosts",)),
+        ]
+        outgoing.append(
+            FelixRule(
+                f"-p 4 -m set --match-set {hosts} dst -m addrtype --src-type LOCAL",
+                "--jump ACCEPT",
+                ("Allow IPIP packets to other Calico hosts",),
+            )
+        )
+    if tunnelling.vxlan:
+        nodes, port = ipset_name(family, "all-vxlan-net"), f"-p 17 -m multiport --destination-ports {VXLAN_PORT}"
+        incoming += [
+            FelixRule(
+                f"{port} -m set --match-set {nodes} src -m addrtype --dst-type LOCAL",
+                "--jump ACCEPT",
+                (f"Allow IPv{family} VXLAN packets from allowed hosts",),
+            ),
+            FelixRule(
+                f"{port} -m addrtype --dst-type LOCAL",
+                "--jump DROP",
+                (f"Drop IPv{family} VXLAN packets from non-allowed hosts",),
+            ),
+        ]
+        outgoing.append(
+            FelixRule(
+                f"{port} -m addrtype --src-type LOCAL -m set --match-set {nodes} dst",
+                "--jump ACCEPT",
+                (f"Allow IPv{family} VXLAN packets to other allowed hosts",),
+            )
+        )
+    return incoming, outgoing
 
 
 # -- pods -------------------------------------------------------------------------------------------------------

@@ -25,9 +25,9 @@ class Style(Protocol):
     (``emulator.kernel.capabilities`` knows them).
 
     The parts are planned apart so that a change costs what it touches. ``pod`` may depend on nothing but its
-    arguments' own fields and the cluster's topology; ``node`` on the topology, all nodes, the pods on its own node
-    and the cluster's other objects; ``router`` on the same but for pods. Their results are kept while those are equal
-    (``emulator.plan.build``).
+    arguments' own fields, the cluster's topology and what ``shared`` returns; ``node`` on the topology, all nodes, the
+    pods on its own node and the cluster's other objects; ``router`` on the same but for pods. Their results are kept
+    while those are equal (``emulator.plan.build``).
     """
 
     name: str
@@ -43,6 +43,10 @@ class Style(Protocol):
     def ipam(self, topology: Topology) -> Ipam:
         """The address manager of the real CNI, for pods of ``topology``. Raises TopologyError if the CIDRs
         cannot carry it."""
+        ...
+
+    def shared(self, cluster: Cluster) -> object:
+        """What of the cluster's objects a pod's plan depends on, to be compared for equality; for most nothing."""
         ...
 
     def check(self, cluster: Cluster) -> None:
@@ -69,4 +73,7 @@ class Plain:
         return topology
 
     def router(self, cluster: Cluster, router: Machine) -> Iterable[AnyObject]:
+        return ()
+
+    def shared(self, cluster: Cluster) -> object:
         return ()

@@ -25,6 +25,8 @@ class Planner(Protocol):
     name: str
     mode: str
 
+    def shared(self, cluster: Cluster) -> object: ...
+
     def node(self, cluster: Cluster, node: Node) -> Iterable[AnyObject]: ...
 
     def router(self, cluster: Cluster, router: Machine) -> Iterable[AnyObject]: ...
@@ -49,6 +51,8 @@ def build(
     old: dict[str, Fragment] = {}
     if previous is not None and previous[1].style == name and previous[1].wire_accurate == wire_accurate:
         old = _reusable(previous[0], cluster, previous[1].fragments)
+        if _objects_differ(previous[0], cluster) and style.shared(previous[0]) != style.shared(cluster):
+            old = {key: fragment for key, fragment in old.items() if not key.startswith("pod/")}
 
     fragments: dict[str, Fragment] = {}
     nodes = {node.name: node for node in cluster.nodes}
@@ -116,7 +120,7 @@ def _reusable(before: Cluster, now: Cluster, fragments: dict[str, Fragment]) -> 
             changed_nodes.add(pod.node)
         elif pod.node in same_node:
             keep.add(f"pod/{pod.key}")
-    if before.nodes == now.nodes and (before.objects is now.objects or before.objects == now.objects):
+    if before.nodes == now.nodes and not _objects_differ(before, now):
         keep |= {router.ns for router in now.topology.of_kind("router")}
         old_names = _names_by_node(before)
         new_names = _names_by_node(now)
@@ -126,6 +130,10 @@ def _reusable(before: Cluster, now: Cluster, fragments: dict[str, Fragment]) -> 
             if name not in changed_nodes and old_names.get(name) == new_names.get(name)
         }
     return {key: fragment for key, fragment in fragments.items() if key in keep}
+
+
+def _objects_differ(before: Cluster, now: Cluster) -> bool:
+    return before.objects is not now.objects and before.objects != now.objects
 
 
 def _equal(old: object, new: object) -> bool:

@@ -35,6 +35,7 @@ CONNECT_RETRY = 5  # seconds between attempts
 ERROR_WAIT = "5,30"  # seconds before a new start after an error: least and most
 
 _DNS_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
+PASSWORD = re.compile(r"[ !#-~]{0,80}")  # TCP_MD5SIG_MAXKEYLEN; BIRD's strings know no escapes
 _SYMBOL = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 
 
@@ -47,13 +48,20 @@ class Peer:
     node: str
     protocol: str  # the name of the session, ``Mesh_192_168_50_12``
     passive: bool = False
+    port: int = 0
+    password: str = ""  # TCP MD5 (RFC 2385)
+    cluster: str = ""  # this reflector's cluster id, for its clients (RFC 4456)
+    keep_next_hop: bool = False
+    restart_time: int = 0  # seconds that the peer is asked to keep routes over a restart; 0: BIRD's default, 120
+    own_as_allowed: int = 0
 
 
 @dataclass(frozen=True)
 class FamilyRouting:
     """One address family of a speaker.
 
-    ``blocks`` are the CIDRs that are this node's own, ``pools`` what may be exported.
+    ``blocks`` are the CIDRs that are this node's own, ``pools`` what may be exported, ``hidden`` the pools that must
+    not be, and ``tunnelled`` those whose routes are none of BIRD's business.
     """
 
     version: Literal[4, 6]
@@ -61,6 +69,8 @@ class FamilyRouting:
     blocks: tuple[str, ...]
     pools: tuple[str, ...]
     peers: tuple[Peer, ...]
+    hidden: tuple[str, ...] = ()
+    tunnelled: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,10 +134,16 @@ def _validate(speaker: Speaker) -> None:
         for address in (family.local, *(peer.address for peer in family.peers)):
             if ip_address(address).version != family.version:
                 raise CnilabError(f"failed to write bird.cfg of {speaker.node}: {address} is not IPv{family.version}")
-        for cidr in (*family.blocks, *family.pools):
+        for cidr in (*family.blocks, *family.pools, *family.hidden, *family.tunnelled):
             if ip_network(cidr).version != family.version:
                 raise CnilabError(f"failed to write bird.cfg of {speaker.node}: {cidr} is not IPv{family.version}")
         for peer in family.peers:
+            if peer.cluster:
+                ip_address(peer.cluster)
+            if not PASSWORD.fullmatch(peer.password):
+                raise CnilabError(
+                    f"failed to write bird.cfg of {speaker.node}: the password of {peer.address} is no text"
+                )
             if not _SYMBOL.fullmatch(peer.protocol):
                 raise CnilabError(f"failed to write bird.cfg: {peer.protocol!r} cannot name a protocol")
 
@@ -157,14 +173,23 @@ def _filters(family: FamilyRouting) -> Iterator[str]:
         yield f"  if ( net ~ {block} ) then {{ reject; }}"
     yield "}"
     yield ""
+    if family.hidden:
+        yield f"function reject_disabled_pools_{v}() {{"
+        yield from (f"  if ( net ~ {pool} ) then {{ reject; }}" for pool in family.hidden)
+        yield "}"
+        yield ""
     yield f"function reject_tunnel_routes_{v}() {{"
     yield "  # Tunnel routes are Felix's on every node."
     yield "  if (defined(ifname)) then {"
     yield '    if ((ifname ~ "*.cali") || (ifname ~ "*.calico")) then { reject; }'
+    for pool in family.tunnelled:
+        yield f'    if ((net ~ {pool}) && (source = RTS_INHERIT) && !(ifname ~ "cali*")) then {{ reject; }}'
     yield "  }"
     yield "}"
     yield ""
     yield f"filter calico_export_to_bgp_peers_{v} {{"
+    if family.hidden:
+        yield f"  reject_disabled_pools_{v}();"
     yield f"  reject_tunnel_routes_{v}();"
     yield f"  calico_aggr_{v}();"
     yield from (f"  if (net ~ {pool}) then {{ accept; }}" for pool in family.pools)
@@ -173,6 +198,7 @@ def _filters(family: FamilyRouting) -> Iterator[str]:
     yield ""
     yield f"filter calico_kernel_programming_{v} {{"
     yield "  if source = RTS_DEVICE then reject;  # the kernel has its connected routes already"
+    yield from (f"  if ( net ~ {pool} ) then {{ reject; }}  # Felix's routes" for pool in family.tunnelled)
     yield "  accept;"
     yield "}"
 
@@ -224,7 +250,19 @@ def _template(speaker: Speaker, family: FamilyRouting) -> Iterator[str]:
 def _session(family: FamilyRouting, peer: Peer) -> Iterator[str]:
     yield f"# {peer.node}"
     yield f"protocol bgp {peer.protocol} from bgp_template_v{family.version} {{"
-    yield f"  neighbor {peer.address} as {peer.asn};"
+    port = f" port {peer.port}" if peer.port else ""
+    yield f"  neighbor {peer.address}{port} as {peer.asn};"
     if peer.passive:
         yield "  passive on;  # mesh is unidirectional, the peer will connect to us"
+    if peer.restart_time:
+        yield f"  graceful restart time {peer.restart_time};"
+    if peer.cluster:
+        yield "  rr client;"
+        yield f"  rr cluster id {peer.cluster};"
+    if peer.password:
+        yield f'  password "{peer.password}";'
+    if peer.own_as_allowed:
+        yield f"  allow local as {peer.own_as_allowed};"
+    if peer.keep_next_hop:
+        yield f"  ipv{family.version} {{ next hop keep; }};"
     yield "}"

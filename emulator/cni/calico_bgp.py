@@ -1,0 +1,456 @@
+"""Calico's BGP: who peers with whom, BIRD on nodes and routers, and the routes that must come of it.
+
+::
+
+    full mesh             n1 ═ n2 ═ n3 ═ n1          every pair of nodes; route reflectors take no part
+    route reflectors      n1 ═ rr ═ n2               BGPPeer with peerSelector: both ends are configured
+    top-of-rack router    n1, n2 ═ tor1 ═ spine      BGPPeer with peerIP of a router that has an AS number
+
+Routers of the topology with an AS number speak BGP too: with the nodes whose BGPPeer names one of their addresses,
+and with the routers next to them.
+
+Sources: projectcalico/calico confd/pkg/backends/calico/client.go (which peers a BGPPeer means, reverse peerings),
+confd/etc/calico/confd/templates/bird.cfg.template; docs.tigera.io "Configure BGP peering".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from emulator.cluster.model import Cluster, Machine, Node
+from emulator.cni.calico_settings import Peering, Settings
+from emulator.cni.calico_tunnels import is_felixs
+from emulator.errors import UserError
+from emulator.plan.addressing import contains, families_of, family_of, host_prefix, of_family, prefix_length
+from emulator.plan.model import AnyObject, Daemon, Family, File, Route
+from emulator.routing.bgp import Path, Session, settle
+from emulator.routing.bird import FamilyRouting, Peer, Speaker, bird_config, router_id
+from emulator.routing.bird_router import RouterFamily, router_config
+
+BIRD = "bird"
+CONFD = "confd"
+
+NODE_CONFIG, NODE_SOCKET = "/etc/calico/confd/config/bird.cfg", "/run/calico/bird.ctl"
+ROUTER_CONFIG, ROUTER_SOCKET = "/etc/bird/bird.conf", "/run/bird/bird.ctl"
+LONGEST_WAY = 16  # hops between two nodes of a topology
+
+
+@dataclass
+class Network:
+    """All speakers and sessions of a cluster, and the ways that BGP finds; those are worked out when asked for."""
+
+    cluster: Cluster
+    settings: Settings
+    sessions: tuple[Session, ...]
+    machines: Mapping[str, Machine]
+    plain: bool  # a full mesh and nothing else: everybody has every prefix from its origin
+    _found: dict[str, dict[str, Path]] = field(default_factory=dict)
+
+    def of(self, speaker: str, family: Family) -> tuple[Session, ...]:
+        """The sessions that are configured at one speaker."""
+        return tuple(
+            each for each in self.sessions if each.local == speaker and family_of(each.local_address) == family
+        )
+
+    def ways(self, prefix: str, origin: Node) -> dict[str, Path]:
+        """The best path to a prefix of ``origin``, by speaker."""
+        if prefix not in self._found:
+            self._found[prefix] = self._settled(prefix, origin)
+        return self._found[prefix]
+
+    def _settled(self, prefix: str, origin: Node) -> dict[str, Path]:
+        family = family_of(prefix)
+        if self.plain:
+            direct = Path(of_family(origin.addresses, family))
+            return {node.name: direct for node in self.cluster.nodes if node.name != origin.name}
+        ids = {name: router_id(name, _addresses(machine)) for name, machine in self.machines.items()}
+        tables = settle(
+            ids,
+            [each for each in self.sessions if family_of(each.local_address) == family],
+            {prefix: origin.name},
+            self._exports,
+        )
+        return {name: table[prefix] for name, table in tables.items() if prefix in table and name != origin.name}
+
+    def _exports(self, speaker: str, prefix: str) -> bool:
+        """calico_export_to_bgp_peers: own blocks and nothing beneath them, and what is in the pools."""
+        pool = self.settings.pool_of(prefix)
+        if pool is None or not pool.exported:
+            return False
+        blocks = next((node.pod_ranges for node in self.cluster.nodes if node.name == speaker), ())
+        return prefix in blocks or not any(contains(block, prefix.partition("/")[0]) for block in blocks)
+
+    def gateway(self, machine: Machine, address: str) -> tuple[str, str]:
+        """The neighbour by whom ``machine`` sends to ``address``, and the device; empty if it has no way."""
+        for _ in range(LONGEST_WAY):
+            for interface in machine.interfaces:
+                if any(contains(own, address) for own in interface.addresses):
+                    return address, interface.name
+            routes = [route for route in machine.routes if contains(route.destination, address)]
+            if not routes:
+                break
+            address = max(routes, key=lambda route: prefix_length(route.destination)).via
+        return "", ""
+
+
+_latest: list[Network] = []  # the network of the last cluster: a plan asks once per node, router and borrowed address
+
+
+def network_of(cluster: Cluster, settings: Settings) -> Network:
+    """The BGP of a cluster."""
+    if _latest and _latest[0].cluster is cluster and _latest[0].settings == settings:
+        return _latest[0]
+    machines = {machine.name: machine for machine in cluster.topology.machines if machine.kind != "host"}
+    machines = {name: item for name, item in machines.items() if item.kind == "node" or item.asn}
+    sessions: dict[tuple[str, str, int], Session] = {}
+    for each in (*_mesh(cluster, settings), *_peerings(cluster, settings, machines), *_fabric(cluster)):
+        sessions.setdefault((each.local, each.remote_address, each.port), each)
+    plain = settings.mesh and not settings.clusters and not settings.peerings
+    made = Network(cluster, settings, tuple(sessions.values()), machines, plain)
+    _latest[:] = [made]
+    return made
+
+
+# -- who peers with whom ------------------------------------------------------------------------------------------
+
+
+def _mesh(cluster: Cluster, settings: Settings) -> Iterator[Session]:
+    if not settings.mesh:
+        return
+    nodes = [node for node in cluster.nodes if node.name not in settings.clusters]
+    for family in _families(cluster):
+        for node in nodes:
+            for peer in nodes:
+                if peer is not node:
+                    yield _between(
+                        node, peer, family, settings, "Mesh", settings.mesh_password, settings.mesh_restart_time
+                    )
+
+
+def _between(
+    node: Node, peer: Node, family: Family, settings: Settings, scope: str, password: str, restart_time: int
+) -> Session:
+    """A session of ``node`` with another node. One side waits: the one whose peer's address is higher as a string."""
+    local, remote = of_family(node.addresses, family), of_family(peer.addresses, family)
+    asn, peer_asn = settings.asns[node.name], settings.asns[peer.name]
+    cluster = settings.clusters.get(node.name, "")
+    return Session(
+        local=node.name,
+        remote=peer.name,
+        local_address=local,
+        remote_address=remote,
+        local_asn=asn,
+        remote_asn=peer_asn,
+        protocol=_protocol(scope, remote),
+        cluster=cluster,
+        client=bool(cluster) and asn == peer_asn and settings.clusters.get(peer.name) != cluster,
+        passive=remote > local,
+        password=password,
+        restart_time=restart_time,
+    )
+
+
+def _protocol(scope: str, address: str, port: int = 0) -> str:
+    return f"{scope}_{address.replace('.', '_').replace(':', '_')}" + (f"_port_{port}" if port else "")
+
+
+def _peerings(cluster: Cluster, settings: Settings, machines: Mapping[str, Machine]) -> Iterator[Session]:
+    nodes = {node.name: node for node in cluster.nodes}
+    routers = {
+        address: machine for machine in machines.values() if machine.kind == "router" for address in _addresses(machine)
+    }
+    owners = {address: node for node in cluster.nodes for address in node.addresses}
+    for peering in settings.peerings:
+        for node in (nodes[name] for name in peering.nodes):
+            if peering.address:
+                yield from _with_address(cluster, settings, peering, node, owners, routers)
+                continue
+            for peer in (nodes[name] for name in peering.peers if name != node.name):
+                for family in _families(cluster):
+                    for one, other, scope in ((node, peer, peering.scope), (peer, node, "Node")):
+                        yield _between(one, other, family, settings, scope, peering.password, peering.restart_time)
+
+
+def _with_address(
+    cluster: Cluster,
+    settings: Settings,
+    peering: Peering,
+    node: Node,
+    owners: Mapping[str, Node],
+    routers: Mapping[str, Machine],
+) -> Iterator[Session]:
+    family = family_of(peering.address)
+    local = of_family(node.addresses, family)
+    if not local or peering.address in node.addresses or family not in _families(cluster):
+        return
+    asn, cluster_id = settings.asns[node.name], settings.clusters.get(node.name, "")
+    peer, router = owners.get(peering.address), routers.get(peering.address)
+    yield Session(
+        local=node.name,
+        remote=peer.name if peer else router.name if router else peering.name,
+        local_address=local,
+        remote_address=peering.address,
+        local_asn=asn,
+        remote_asn=peering.asn,
+        protocol=_protocol(peering.scope, peering.address, peering.port),
+        cluster=cluster_id,
+        client=bool(cluster_id)
+        and asn == peering.asn
+        and not (peer is not None and settings.clusters.get(peer.name) == cluster_id),
+        keep_next_hop=peering.keep_next_hop and asn != peering.asn,
+        own_as_allowed=peering.own_as_allowed,
+        passive=peer is not None and peering.address > local,
+        port=peering.port,
+        password=peering.password,
+        restart_time=peering.restart_time,
+    )
+    if router is not None:
+        # What whoever runs the racks has configured there: the other end.
+        internal = router.asn == asn
+        yield Session(
+            local=router.name,
+            remote=node.name,
+            local_address=peering.address,
+            remote_address=local,
+            local_asn=router.asn,
+            remote_asn=asn,
+            protocol=_protocol("Node", local),
+            cluster=router_id(router.name, _addresses(router)) if internal else "",
+            client=internal,
+            direct=any(contains(own, local) for item in router.interfaces for own in item.addresses),
+            next_hop_self=internal,
+            password=peering.password,
+        )
+
+
+def _fabric(cluster: Cluster) -> Iterator[Session]:
+    """Routers that share a link."""
+    routers = [machine for machine in cluster.topology.of_kind("router") if machine.asn]
+    ends = [
+        (router, address) for router in routers for interface in router.interfaces for address in interface.addresses
+    ]
+    for router, own in ends:
+        for peer, far in ends:
+            address = far.partition("/")[0]
+            if peer is not router and contains(own, address):
+                internal = router.asn == peer.asn
+                yield Session(
+                    local=router.name,
+                    remote=peer.name,
+                    local_address=own.partition("/")[0],
+                    remote_address=address,
+                    local_asn=router.asn,
+                    remote_asn=peer.asn,
+                    protocol=_protocol("Fabric", address),
+                    direct=True,
+                    next_hop_self=internal,
+                )
+
+
+def _addresses(machine: Machine) -> tuple[str, ...]:
+    return tuple(address.partition("/")[0] for item in machine.interfaces for address in item.addresses)
+
+
+def _families(cluster: Cluster) -> tuple[Family, ...]:
+    return families_of(cluster.topology.pod_cidrs)
+
+
+# -- nodes --------------------------------------------------------------------------------------------------------
+
+
+def node_bgp(cluster: Cluster, node: Node, settings: Settings) -> Iterator[AnyObject]:
+    """BIRD on a node, with its configuration and the routes that it must bring."""
+    network = network_of(cluster, settings)
+    yield File(
+        ns=node.ns,
+        path=NODE_CONFIG,
+        content=bird_config(_speaker(network, node)),
+        component=CONFD,
+        why="BGP with every other node; written anew when nodes or blocks change"
+        if network.plain
+        else "BGP with the peers that the resources name; written anew when they, nodes or blocks change",
+    )
+    yield Daemon(
+        ns=node.ns,
+        name="bird",
+        argv=("bird", "-f", "-c", NODE_CONFIG, "-s", NODE_SOCKET),
+        files=(NODE_CONFIG,),
+        reload=("birdc", "-s", NODE_SOCKET, "configure"),
+        ready_socket=NODE_SOCKET,
+        component=BIRD,
+        why="tells the other nodes this node's blocks and puts theirs into the kernel",
+    )
+    for family in _families(cluster):
+        yield from _learned_by_node(network, node, family)
+
+
+def _speaker(network: Network, node: Node) -> Speaker:
+    settings = network.settings
+    families = []
+    for family in _families(network.cluster):
+        pools = settings.of_family(family)
+        families.append(
+            FamilyRouting(
+                version=family,
+                local=of_family(node.addresses, family),
+                blocks=_blocks(node, family),
+                pools=tuple(pool.cidr for pool in pools if pool.exported),
+                peers=tuple(_peer(each) for each in network.of(node.name, family)),
+                hidden=tuple(pool.cidr for pool in pools if not pool.exported),
+                tunnelled=tuple(pool.cidr for pool in pools if pool.encapsulation.kind),
+            )
+        )
+    return Speaker(
+        node=node.name,
+        router_id=router_id(node.name, node.addresses),
+        asn=settings.asns[node.name],
+        families=tuple(families),
+    )
+
+
+def _peer(session: Session) -> Peer:
+    return Peer(
+        address=session.remote_address,
+        asn=session.remote_asn,
+        node=session.remote,
+        protocol=session.protocol,
+        passive=session.passive,
+        port=session.port,
+        password=session.password,
+        cluster=session.cluster if session.client else "",
+        keep_next_hop=session.keep_next_hop,
+        restart_time=session.restart_time,
+        own_as_allowed=session.own_as_allowed,
+    )
+
+
+def _blocks(node: Node, family: Family) -> tuple[str, ...]:
+    return tuple(block for block in node.pod_ranges if family_of(block) == family)
+
+
+def _learned_by_node(network: Network, node: Node, family: Family) -> Iterator[Route]:
+    for block in _blocks(node, family):
+        if not is_felixs(network.settings, block) and block != host_prefix(block.partition("/")[0]):
+            yield Route(
+                ns=node.ns,
+                destination=block,
+                type="blackhole",
+                protocol="bird",
+                learned=True,
+                component=BIRD,
+                why="this node's block: an address that no pod has is dropped in silence",
+            )
+    for peer in network.cluster.nodes:
+        if peer.name == node.name:
+            continue
+        for block in _blocks(peer, family):
+            if not is_felixs(network.settings, block):
+                yield from _learned(network, network.machines[node.name], block, peer, f"block of {peer.name}")
+
+
+def _learned(network: Network, machine: Machine, prefix: str, origin: Node, what: str) -> Iterator[Route]:
+    path = network.ways(prefix, origin).get(machine.name)
+    if path is None:
+        return
+    via, device = network.gateway(machine, path.next_hop)
+    teller = path.source.remote if path.source is not None else origin.name
+    if via:
+        yield Route(
+            ns=machine.ns,
+            destination=prefix,
+            via=via,
+            device=device,
+            protocol="bird",
+            learned=True,
+            component=BIRD,
+            why=f"{what}, learned by BGP from " + ("it" if teller == origin.name else teller),
+        )
+
+
+def borrowed_routes(cluster: Cluster, node: Node, address: str, owner: str, settings: Settings) -> Iterator[Route]:
+    """An address from another node's block: its node announces the /32, which wins as the longer prefix."""
+    network = network_of(cluster, settings)
+    prefix = host_prefix(address)
+    for machine in network.machines.values():
+        if machine.name != node.name and (machine.kind == "router" or not is_felixs(settings, prefix)):
+            what = f"{owner} on {node.name}: an address borrowed from another node's block"
+            yield from _learned(network, machine, prefix, node, what)
+
+
+# -- routers ------------------------------------------------------------------------------------------------------
+
+
+def router_bgp(cluster: Cluster, router: Machine, settings: Settings) -> Iterator[AnyObject]:
+    """BIRD on a router of the underlay, if nodes or routers peer with it."""
+    network = network_of(cluster, settings)
+    families: list[RouterFamily] = []
+    for family in _families(cluster):
+        sessions = network.of(router.name, family)
+        pools = tuple(pool.cidr for pool in settings.of_family(family))
+        if sessions and pools:
+            families.append(RouterFamily(family, pools, sessions))
+    if not router.asn or not families or not settings.peerings:
+        return
+    yield File(
+        ns=router.ns,
+        path=ROUTER_CONFIG,
+        content=router_config(router_id(router.name, _addresses(router)), families),
+        component="network operator",
+        why="BGP with the nodes of this rack that peer with it, and with the routers next to it",
+    )
+    yield Daemon(
+        ns=router.ns,
+        name="bird",
+        argv=("bird", "-f", "-c", ROUTER_CONFIG, "-s", ROUTER_SOCKET),
+        files=(ROUTER_CONFIG,),
+        reload=("birdc", "-s", ROUTER_SOCKET, "configure"),
+        ready_socket=ROUTER_SOCKET,
+        component=BIRD,
+        why="learns the pods' blocks from nodes and other routers, so that the underlay can carry them",
+    )
+    for node in cluster.nodes:
+        for block in node.pod_ranges:
+            yield from _learned(network, router, block, node, f"block of {node.name}")
+
+
+# -- whether it works ---------------------------------------------------------------------------------------------
+
+
+def check_reachable(cluster: Cluster, settings: Settings) -> None:
+    """Raise UserError if packets without encapsulation would get lost between two nodes: a router in between that does
+    not know the pods, or no session."""
+    network = network_of(cluster, settings)
+    owner_of = {address: machine.name for machine in cluster.topology.machines for address in _addresses(machine)}
+    machines = {machine.name: machine for machine in cluster.topology.machines}
+    for node in cluster.nodes:
+        for peer in cluster.nodes:
+            for block in peer.pod_ranges if peer.name != node.name else ():
+                if is_felixs(settings, block):
+                    continue
+                if reason := _lost(network, machines, owner_of, node.name, peer, block):
+                    raise UserError(
+                        f"calico without encapsulation: packets from {node.name} to the pods of {peer.name} ({block}) "
+                        f"get lost: {reason}",
+                        hint="use calico:vxlan or calico:ipip, or have the routers learn the blocks: BGPPeer objects "
+                        "with the routers' addresses, which need an asn in the topology (docs/calico.md)",
+                    )
+
+
+def _lost(
+    network: Network, machines: Mapping[str, Machine], owner_of: Mapping[str, str], start: str, peer: Node, block: str
+) -> str:
+    ways, here, passed = network.ways(block, peer), start, [start]
+    while here != peer.name:
+        machine = machines[here]
+        target = ways[here].next_hop if here in ways else block.partition("/")[0]
+        via, _ = network.gateway(machine, target)
+        if via not in owner_of:
+            return f"{here} has no route"
+        here = owner_of[via]
+        if here in passed or machines[here].kind == "host":
+            return f"they go round in circles: {' > '.join([*passed, here])}"
+        if machines[here].kind == "node" and here != peer.name:
+            return f"{passed[-1]} sends them to {here}"
+        passed.append(here)
+    return ""
