@@ -2,12 +2,14 @@
 
 Our files hold one interface per hop, named ``<netns file>:<device>`` (``n1:cni0``) and described by the plan's name
 of the namespace (``node/n1``), so both are found again. Files of other programs are read too, in either byte order
-and with any resolution of time; their namespace is empty and the device is the interface's name.
+and with any resolution of time; their namespace is empty and the device is the interface's name. Gzipped files are
+unpacked, as Wireshark does.
 """
 
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +23,8 @@ CLASSIC = {0xA1B2C3D4: 1000, 0xA1B23C4D: 1}  # magic -> ns per unit of the fract
 RAW_LINKS = (12, 14, 101)  # LINKTYPE_RAW and what BSDs called it: the packet starts with the IP header
 COOKED_LINK = 113  # LINKTYPE_LINUX_SLL, of captures on the "any" device
 OLD_PACKET = 0x00000002
+GZIP = b"\x1f\x8b"
+LARGEST_UNPACKED = 1024 * 1024 * 1024  # bytes: a small gzipped file can hold anything
 
 
 class _Interface(NamedTuple):
@@ -118,10 +122,24 @@ def losses(path: str | Path) -> dict[str, int]:
 
 
 def _load(path: str | Path) -> bytes:
+    """The bytes of a file, unpacked if it is gzipped, as Wireshark does it too."""
     try:
-        return Path(path).read_bytes()
+        data = Path(path).read_bytes()
     except OSError as error:
         raise _refuse(str(path), "", error.strerror or str(error)) from error
+    if data[:2] != GZIP:
+        return data
+    unpacker = zlib.decompressobj(wbits=31)
+    try:
+        data = unpacker.decompress(data, LARGEST_UNPACKED)
+    except zlib.error as error:
+        raise _refuse(str(path), "", f"damaged: {error}") from error
+    if not unpacker.eof:
+        reason = (
+            f"more than {LARGEST_UNPACKED} bytes unpacked" if unpacker.unconsumed_tail else "the file ends too soon"
+        )
+        raise _refuse(str(path), "", reason)
+    return data
 
 
 def _blocks(data: bytes, source: str) -> Iterator[tuple[int, str, bytes, int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from statistics import median
 from typing import Any
 
 from emulator.capture.model import Hop, Journey
@@ -39,6 +40,9 @@ def flow_checks(
         elif name == "source":
             observed = first.hops[-1].packet.source if first else NOTHING
             met = first is not None and observed in _source_addresses(value, answer, cluster, first)
+        elif name == "takes_at_least":
+            took = median(answer.result.times) / 1000 if answer.result.times else 0.0
+            observed, met = f"{took:.1f}", took >= float(value)
         elif name == "fragments":
             observed = str(pieces)
             met = _equal(value, observed)

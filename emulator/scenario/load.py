@@ -24,6 +24,11 @@ class Loaded(msgspec.Struct, frozen=True):
     scenario: Scenario
     path: str
 
+    def topology(self) -> str:
+        """The scenario's topology: a shipped name, or the path of a file beside it."""
+        name = self.scenario.topology
+        return self.beside(name) if "/" in name else name
+
     def beside(self, name: str) -> str:
         """A path of the scenario as one that can be opened. Raises ScenarioError if it leaves the folder."""
         folder = Path(self.path).parent.resolve()
@@ -83,11 +88,19 @@ def parse_scenario(text: str, path: str) -> Loaded:
         raise ScenarioError([Problem(path, "", "", f"holds {len(found)} YAML documents: a scenario is exactly one")])
     scenario, faults = decode(found[0].value, Scenario)
     if scenario is None:
-        raise ScenarioError([Problem(path, "", where.lstrip("."), reason) for where, reason in faults])
+        raise ScenarioError([_problem(path, where, reason) for where, reason in faults])
     problems = list(_problems(scenario, path))
     if problems:
         raise ScenarioError(problems)
     return Loaded(scenario, path)
+
+
+def _problem(path: str, where: str, reason: str) -> Problem:
+    if not where:
+        # What the decoder leaves to msgspec has its place in the text: "... - at `$.steps[0].wait`".
+        reason, _, place = reason.partition(" - at `$")
+        where = place.rstrip("`")
+    return Problem(path, "", where.lstrip("."), reason)
 
 
 def _problems(scenario: Scenario, path: str) -> Iterator[Problem]:
@@ -96,7 +109,7 @@ def _problems(scenario: Scenario, path: str) -> Iterator[Problem]:
     if not scenario.steps:
         yield Problem(path, scenario.name, "steps", "a scenario needs at least one step")
     seen: set[str] = set()
-    for where, step in _walk(scenario.steps, "steps"):
+    for where, step in walk(scenario.steps):
         kinds = step.kinds()
         if len(kinds) != 1:
             found = " and ".join(kinds) if kinds else "nothing"
@@ -128,8 +141,9 @@ def _problems(scenario: Scenario, path: str) -> Iterator[Problem]:
                 yield from error.problems
 
 
-def _walk(steps: list[Step], where: str) -> Iterator[tuple[str, Step]]:
+def walk(steps: list[Step], where: str = "steps") -> Iterator[tuple[str, Step]]:
+    """All steps with their places in the file, those that run during a stream behind it."""
     for index, step in enumerate(steps):
         yield f"{where}[{index}]", step
         if step.stream is not None:
-            yield from _walk(step.stream.during, f"{where}[{index}].stream.during")
+            yield from walk(step.stream.during, f"{where}[{index}].stream.during")

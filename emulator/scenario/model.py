@@ -30,7 +30,8 @@ class Expect(_Strict, frozen=True):
     ``place:device``, or an address. ``encapsulation``: ``none`` or the kind of tunnel that the request travels in
     between nodes, and ``overhead`` its bytes. ``path``: ``place:device`` of each hop of the request, ``*`` standing
     for anything, ``...`` for any number of hops. ``detail``: a text that the result's detail holds. ``fragments``:
-    how many packets the most split request travels as (1: whole).
+    how many packets the most split request travels as (1: whole). ``takes_at_least``: ms, of the median round trip; a
+    lower bound only, since a busy machine makes anything slow.
     """
 
     verdict: PerStyleText | None = None
@@ -43,6 +44,7 @@ class Expect(_Strict, frozen=True):
     received: PerStyleNumber | None = None
     detail: PerStyleText | None = None
     fragments: PerStyleNumber | None = None
+    takes_at_least: PerStyleNumber | None = None
 
 
 class StreamExpect(_Strict, frozen=True):

@@ -2,8 +2,8 @@
 directory.
 
 Steps are carried out first and judged afterwards: packets are followed once the capture is complete. Those that set out
-between the start of a flow and that of the next are looked through for the flow's own, and explained by the plan that
-was in force then.
+between the start of a flow and that of the next step that sends are looked through for the flow's own, and explained by
+the plan that was in force then. An ICMP error may come later; it belongs to the packet that it quotes.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from emulator.scenario.expect import flow_checks, fragments, longest_outage, str
 from emulator.scenario.hooks import passes
 from emulator.scenario.load import Loaded
 from emulator.scenario.model import Churn, Flow, Replay, Send, Step, Stream, Wait
+from emulator.scenario.preflight import preflight
 from emulator.traffic.model import InjectionReport, ProbeResult, StreamReport
 
 Progress = Callable[[str], None]
@@ -45,7 +46,7 @@ class Sent(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """One scenario under one style."""
+    """One scenario under one style. ``pieces`` are the further fragments of packets among ``journeys``."""
 
     results: list[FlowResult]
     journeys: list[FlowJourney]
@@ -53,6 +54,7 @@ class Outcome(NamedTuple):
     plan: Plan | None
     events: list[Event]
     logs: dict[str, str]
+    pieces: Sequence[Journey] = ()
 
 
 def run_scenario(
@@ -60,12 +62,14 @@ def run_scenario(
 ) -> Outcome:
     """Build the scenario's cluster under ``style``, carry out its steps, and judge them.
 
-    Raises what building the lab raises; a step that cannot be carried out raises too.
+    Raises what :func:`~emulator.scenario.preflight.preflight` and building the lab raise; a step that cannot be carried
+    out raises too.
     """
     scenario = loaded.scenario
+    preflight(loaded, style)
     manifests = [loaded.beside(name) for name in scenario.manifests]
     with Lab(
-        scenario.topology if "/" not in scenario.topology else loaded.beside(scenario.topology),
+        loaded.topology(),
         cni=style,
         manifests=[*manifests, *scenario.objects],
         wire_accurate=scenario.wire_accurate,
@@ -89,6 +93,7 @@ class _Runner:
         self._loaded = loaded
         self._style = style
         self._sent: list[Sent] = []
+        self._starts: list[int] = []  # ns since the epoch at which a step began to send
         self._streams: list[tuple[Stream, StreamReport, ProbeRequest]] = []
         self._plan = lab.plan()
         self._cluster = lab.cluster()
@@ -130,10 +135,14 @@ class _Runner:
     def _flow(self, flow: Flow) -> None:
         request = _request(flow, count=flow.count, interval=flow.interval, ttl=flow.ttl)
         self._lab.meter_reset()
-        start = time.time_ns()
+        start = self._begin()
         answer = self._lab.probes([request])[0]
         time.sleep(SETTLE)
         self._sent.append(Sent(flow, answer, start, self._plan, self._cluster, self._lab.meter_read()))
+
+    def _begin(self) -> int:
+        self._starts.append(time.time_ns())
+        return self._starts[-1]
 
     def _send(self, send: Send) -> None:
         self._inject(send, lambda: self._lab.send(send.source, send.packet, send.count))
@@ -147,7 +156,7 @@ class _Runner:
         """Send packets that nobody answers to us."""
         source, target = self._lab.resolve(step.source), self._lab.resolve(step.target)
         self._lab.meter_reset()
-        start = time.time_ns()
+        start = self._begin()
         report = inject()
         time.sleep(SETTLE)
         detail = "; ".join(f"{count} refused: {reason}" for reason, count in report.refusals.items())
@@ -170,6 +179,7 @@ class _Runner:
             return
         request = ProbeRequest(wait.source, wait.target, wait.port, wait.protocol, timeout=0.5)
         deadline = time.monotonic() + wait.timeout
+        self._begin()
         while not self._lab.probes([request])[0].reached:
             if time.monotonic() > deadline:
                 raise UserError(f"{wait.target} did not answer {wait.source} within {wait.timeout:g} s")
@@ -193,15 +203,22 @@ class _Runner:
         events = capture.events()
         results: list[FlowResult] = []
         journeys: list[FlowJourney] = []
+        fragmented: list[Journey] = []
         followed = follow(events)
-        starts = [sent.start for sent in self._sent]
-        for number, sent in enumerate(self._sent):
-            until = starts[number + 1] if number + 1 < len(starts) else sys.maxsize
-            own = [item for item in followed.journeys if sent.start <= item.hops[0].time < until]
+        for sent in self._sent:
+            until = min((start for start in self._starts if start > sent.start), default=sys.maxsize)
+            in_time = {item.id for item in followed.journeys if sent.start <= item.hops[0].time < until}
+            own = [
+                item
+                for item in followed.journeys
+                if item.id in in_time or (item.kind == "error" and item.about in in_time)
+            ]
             explained = explain(own, sent.plan)
             requests, replies, others = _sorted(explained, sent)
             answer = _with_delivery(sent, requests)
             pieces = fragments(requests, explained)
+            whole = {item.id for item in (*requests, *replies)}
+            fragmented += [item for item in others if item.kind == "fragment" and item.about in whole]
             results.append(self._flow_result(scenario, sent, answer, requests, pieces))
             errors = [journey for journey in others if journey.kind == "error"]
             for direction, found in (("request", requests), ("reply", replies), ("error", errors)):
@@ -220,7 +237,7 @@ class _Runner:
             lost=capture.stats.lost,
             uncorrelated=len(followed.uncorrelated),
         )
-        return Outcome(results, journeys, meta, self._plan, events, self._lab.logs())
+        return Outcome(results, journeys, meta, self._plan, events, self._lab.logs(), fragmented)
 
     def _flow_result(
         self, scenario: str, sent: Sent, answer: ProbeAnswer, requests: Sequence[Journey], pieces: int

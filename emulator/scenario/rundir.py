@@ -43,7 +43,8 @@ class RunDirectory:
         _append(self.path / "hops.jsonl", outcome.journeys)
         if outcome.plan is not None:
             (folder / "plan.json").write_bytes(as_json(outcome.plan))
-        write_annotated(folder / "trace.pcapng", [item.journey for item in outcome.journeys], outcome.events)
+        followed = [*(item.journey for item in outcome.journeys), *outcome.pieces]
+        write_annotated(folder / "trace.pcapng", followed, outcome.events)
         for name, text in outcome.logs.items():
             (folder / "logs" / f"{name.replace('/', '_')}.log").write_text(text)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import shutil
 import struct
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 from scapy.utils import PcapNgWriter, PcapWriter
 
-from emulator.capture import blocks
+from emulator.capture import blocks, pcapng
 from emulator.capture.follow import follow
 from emulator.capture.model import Event
 from emulator.capture.pcapng import losses, read, write, write_annotated
@@ -156,6 +158,31 @@ def test_raw_ip_gets_an_ethernet_header(tmp_path: Path) -> None:
 def test_what_is_no_capture_is_refused_with_its_reason(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(InputError, match=reason):
+        list(read(tmp_path / "file"))
+
+
+def test_a_gzipped_capture_is_unpacked(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(gzip.compress(_foreign("<", b"", 0)))
+    assert [event.frame for event in read(tmp_path / "file")] == [FRAME]
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda data: data[:-20], "the file ends too soon"),
+        (lambda data: data[:12] + b"\xff\xff" + data[14:], "damaged"),
+    ],
+)
+def test_a_damaged_gzipped_capture_is_refused(tmp_path: Path, damage: Callable[[bytes], bytes], reason: str) -> None:
+    (tmp_path / "file").write_bytes(damage(gzip.compress(_foreign("<", b"", 0))))
+    with pytest.raises(InputError, match=reason):
+        list(read(tmp_path / "file"))
+
+
+def test_a_gzipped_capture_may_not_unpack_to_just_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pcapng, "LARGEST_UNPACKED", 50)
+    (tmp_path / "file").write_bytes(gzip.compress(_foreign("<", b"", 0)))
+    with pytest.raises(InputError, match="more than 50 bytes unpacked"):
         list(read(tmp_path / "file"))
 
 
