@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 from emulator.cluster import ipam as address_managers
 from emulator.cluster.model import Cluster, Node, Pod, Topology
+from emulator.cni.bridge_plugin import bridged_pod, gateway_bridge
 from emulator.cni.flannel_network import (
     VXLAN_OVERHEAD,
     forward_rules,
@@ -35,30 +36,19 @@ from emulator.cni.limits import check_nodes
 from emulator.cni.segments import share_subnet, strangers
 from emulator.cni.style import Plain
 from emulator.cni.styles import pick_mode
-from emulator.cni.wiring import pod_namespace
 from emulator.errors import UserError
 from emulator.plan.addressing import (
-    default_route,
-    digest,
     families_of,
     first_address,
     of_family,
-    prefix_length,
-    stable_mac,
 )
 from emulator.plan.model import (
-    Address,
     AnyObject,
-    Bridge,
-    BridgePort,
     Family,
     File,
     Route,
     Sysctl,
-    Veth,
 )
-
-BRIDGE_PLUGIN = "bridge plugin"
 
 VXLAN = "vxlan"
 DIRECT = "vxlan-directrouting"
@@ -104,7 +94,7 @@ class Flannel(Plain):
         yield from _bridge_sees_iptables(node, families)
         yield from subnet_file(cluster, node, self._pod_mtu(cluster, node))
         yield _cni_configuration(node)
-        yield from self._bridge(cluster, node)
+        yield from gateway_bridge(node, "cni0", self._pod_mtu(cluster, node))
         for family in families:
             if self.mode != HOST_GATEWAY:
                 yield from vtep(node, family)
@@ -120,25 +110,6 @@ class Flannel(Plain):
             yield forward_rules(cluster, node, family)
             yield masquerade_rules(cluster, node, family)
 
-    def _bridge(self, cluster: Cluster, node: Node) -> Iterator[AnyObject]:
-        """cni0, which the bridge plugin makes with the node's first pod; the lab has it from the start."""
-        yield Bridge(
-            ns=node.ns,
-            name="cni0",
-            mtu=self._pod_mtu(cluster, node),
-            mac=stable_mac(f"cni0 {node.name}"),
-            component=BRIDGE_PLUGIN,
-            why="connects the pods of this node; their gateway",
-        )
-        for subnet in node.pod_ranges:
-            yield Address(
-                ns=node.ns,
-                device="cni0",
-                address=f"{first_address(subnet, 1)}/{prefix_length(subnet)}",
-                component=BRIDGE_PLUGIN,
-                why="isGateway: the pods' default gateway, and the source of node to local pod",
-            )
-
     def _pod_mtu(self, cluster: Cluster, node: Node) -> int:
         """What fits through the tunnel of every family in use; the node's own MTU without a tunnel."""
         if self.mode == HOST_GATEWAY:
@@ -148,55 +119,25 @@ class Flannel(Plain):
     # -- a pod ----------------------------------------------------------------------------------------------
 
     def pod(self, cluster: Cluster, node: Node, pod: Pod) -> Iterator[AnyObject]:
-        host_end = f"veth{digest(pod.key, 8)}"
-        yield from pod_namespace(cluster, pod)
-        yield Veth(
-            ns=pod.ns,
-            name="eth0",
-            mtu=self._pod_mtu(cluster, node),
-            mac=stable_mac(f"pod {pod.key}"),
-            peer_ns=node.ns,
-            peer=host_end,
-            peer_mac=stable_mac(f"veth {pod.key}"),
-            component=BRIDGE_PLUGIN,
-            why="the pod's interface",
-            peer_why=f"host end of {pod.key}",
-        )
-        yield BridgePort(
-            ns=node.ns,
-            device=host_end,
-            bridge="cni0",
-            hairpin=True,
-            component=BRIDGE_PLUGIN,
-            why="hairpinMode: a pod can reach itself through a Service",
-        )
-        for address in pod.addresses:
-            (family,) = families_of((address,))
-            subnet = of_family(node.pod_ranges, family)
-            gateway = first_address(subnet, 1)
-            yield Address(
-                ns=pod.ns,
-                device="eth0",
-                address=f"{address}/{prefix_length(subnet)}",
-                component="host-local plugin",
-                why=f"from the node's subnet {subnet}: pods of this node are on one link",
-            )
+        def cluster_network(family: Family) -> Iterator[Route]:
             yield Route(
                 ns=pod.ns,
                 destination=of_family(cluster.topology.pod_cidrs, family),
-                via=gateway,
+                via=first_address(of_family(node.pod_ranges, family), 1),
                 device="eth0",
                 component="flannel plugin",
                 why="the cluster network, which the flannel plugin adds to the bridge's configuration",
             )
-            yield Route(
-                ns=pod.ns,
-                destination=default_route(family),
-                via=gateway,
-                device="eth0",
-                component=BRIDGE_PLUGIN,
-                why="isDefaultGateway: everything else goes by cni0 too",
-            )
+
+        yield from bridged_pod(
+            cluster,
+            node,
+            pod,
+            bridge="cni0",
+            mtu=self._pod_mtu(cluster, node),
+            hairpin="hairpinMode: a pod can reach itself through a Service",
+            more_routes=cluster_network,
+        )
 
 
 def _need_one_segment(cluster: Cluster) -> None:
