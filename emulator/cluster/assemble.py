@@ -251,4 +251,5 @@ def _node(machine: Machine, families: list[bool]) -> Node:
         labels=machine.labels,
         subnets=tuple(str(ip_interface(text).network) for text in order),
         asn=machine.asn,
+        annotations=machine.annotations,
     )

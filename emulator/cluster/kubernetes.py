@@ -109,10 +109,13 @@ def node_object(node: Node) -> Object:
     """A ready node. ``podCIDRs`` are its ranges, also if they are Calico's blocks (really kept apart)."""
     addresses = [{"type": "InternalIP", "address": address} for address in node.addresses]
     spec: Object = {"podCIDR": node.pod_ranges[0], "podCIDRs": list(node.pod_ranges)} if node.pod_ranges else {}
+    metadata: Object = {"name": node.name, "uid": object_uid("Node", "", node.name), "labels": dict(node.labels)}
+    if node.annotations:
+        metadata["annotations"] = dict(node.annotations)
     return {
         "apiVersion": "v1",
         "kind": "Node",
-        "metadata": {"name": node.name, "uid": object_uid("Node", "", node.name), "labels": dict(node.labels)},
+        "metadata": metadata,
         "spec": spec,
         "status": {
             "addresses": [*addresses, {"type": "Hostname", "address": node.name}],

@@ -66,6 +66,7 @@ class Machine(msgspec.Struct, frozen=True, omit_defaults=True):
     pods: int = 0
     asn: int = 0
     ports: tuple[int, ...] = ()
+    annotations: dict[str, str] = {}
 
     @property
     def ns(self) -> str:
@@ -263,6 +264,7 @@ class Node(msgspec.Struct, frozen=True, omit_defaults=True):
     asn: int = 0
     tunnels: dict[str, str] = {}
     enis: tuple[Eni, ...] = ()
+    annotations: dict[str, str] = {}
 
     @property
     def ns(self) -> str:

@@ -43,6 +43,7 @@ class NodeEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename=
     name: str = ""
     pods: int | None = None
     labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
     zone: str = ""
     asn: int = 0
     switch: str = ""

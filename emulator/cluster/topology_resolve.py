@@ -251,7 +251,16 @@ class _Resolver:
                 **({ZONE_LABEL: zone} if zone else {}),
                 **entry.labels,
             }
-            return Machine(name, "node", interfaces, routes, labels, pods=entry.pods or 0, asn=entry.asn)
+            return Machine(
+                name,
+                "node",
+                interfaces,
+                routes,
+                labels,
+                annotations=entry.annotations,
+                pods=entry.pods or 0,
+                asn=entry.asn,
+            )
         if isinstance(entry, RouterEntry):
             return Machine(name, "router", interfaces, routes, asn=entry.asn)
         return Machine(name, "host", interfaces, routes, ports=tuple(entry.ports))

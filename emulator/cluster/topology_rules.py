@@ -102,6 +102,9 @@ def _check_node(node: NodeEntry, path: str, faults: Faults) -> None:
             faults.add(subject, f"{path}.labels", validation.invalid(key, reason))
         for reason in validation.faults_of_label_value(value):
             faults.add(subject, f"{path}.labels", validation.invalid(value, reason))
+    for key in node.annotations:
+        for reason in validation.faults_of_qualified_name(key):
+            faults.add(subject, f"{path}.annotations", validation.invalid(key, reason))
     for reason in validation.faults_of_label_value(node.zone):
         faults.add(subject, f"{path}.zone", validation.invalid(node.zone, reason))
     if node.zone and node.labels.get(ZONE_LABEL, node.zone) != node.zone:

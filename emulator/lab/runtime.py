@@ -346,7 +346,7 @@ def _refuse_nodes(objects: Sequence[Object]) -> None:
         if obj["kind"] == NODE_KIND and obj["apiVersion"] == "v1":
             raise Forbidden(
                 f"Node {obj['metadata']['name']}: nodes are part of the topology, not of manifests",
-                hint="labels and addresses of nodes are given in the topology file",
+                hint="labels, annotations and addresses of nodes are given in the topology file",
             )
 
 

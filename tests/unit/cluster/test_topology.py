@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from emulator.cluster.assemble import assemble
+from emulator.cluster.ipam import HostLocal
+from emulator.cluster.kubernetes import node_object
 from emulator.cluster.model import Machine, StaticRoute, Topology
 from emulator.cluster.topology import load_topology, parse_topology, topology_names
 from emulator.errors import NotFound, TopologyError
@@ -124,6 +127,14 @@ def test_fifty_nodes_come_from_one_line() -> None:
     assert sum(node.pods for node in topology.of_kind("node")) == 1000
 
 
+def test_annotations_of_a_node_reach_its_kubernetes_object() -> None:
+    text = MINIMAL.replace("name: n1", "name: n1, annotations: {kube-router.io/rr.client: '42'}")
+    topology = parse_topology(text, "t.yaml")
+    assert machine(topology, "n1").annotations == {"kube-router.io/rr.client": "42"}
+    (node,) = [each for each in assemble(topology, (), HostLocal(topology.pod_cidrs)).nodes if each.name == "n1"]
+    assert node_object(node)["metadata"]["annotations"] == {"kube-router.io/rr.client": "42"}
+
+
 def test_nodes_carry_the_labels_that_kubelet_sets() -> None:
     labels = machine(parse_topology(MINIMAL, "t.yaml"), "n1").labels
     assert labels == {"kubernetes.io/arch": "amd64", "kubernetes.io/hostname": "n1", "kubernetes.io/os": "linux"}
@@ -229,6 +240,7 @@ NODES = "{name: n1, switch: s1}, {name: n2, switch: s1}"
         ("name: n1", "name: n1, asn: 4294967296", "nodes[0].asn: Invalid value"),
         ("name: n1", "name: n1, labels: {a: 'x y'}", "a valid label must be an empty string"),
         ("name: n1", "name: n1, labels: {'a b': x}", "name part must consist of"),
+        ("name: n1", "name: n1, annotations: {'a b': x}", "name part must consist of"),
         ("name: n1", 'name: n1, labels: {a: "x\\"\\n"}', "a valid label must be an empty string"),
         ("name: n1", "name: n1, zone: 'a b'", "nodes[0].zone: Invalid value"),
         ("name: n1", "name: n1, addresses: [10.0.0.1]", "is outside the segment (192.168.50.0/24)"),
