@@ -225,8 +225,8 @@ def _join_netns(path: str) -> None:
 
 
 def own_mounts(files: Mapping[str, str], *, fresh_sys: bool) -> None:
-    """A mount namespace for this thread in which the given files have the given text and, with ``fresh_sys``, /sys shows
-    the network namespace that it is in."""
+    """A mount namespace for this thread in which the given files have the given text and, with ``fresh_sys``, /sys
+    shows the network namespace that it is in."""
     sc.unshare(sc.CLONE_NEWNS)
     sc.mount("none", "/", flags=sc.MS_REC | sc.MS_PRIVATE)
     if fresh_sys:

@@ -6,8 +6,9 @@ One namespace is visited a few times per change, whatever the number of objects:
 
     make namespaces        machines by Mininet, pods by unshare; sysctls that devices copy when they are made
     bridges                one batch per namespace
-    veths                  one message per pair, sent from the end that is a bridge port, so that it says so at once
+    veths                  one message per pair, sent from the node's end: a bridge port says so at once
     then per namespace:    far ends up, VXLAN, ports │ sysctls of devices │ addresses, FDB, neighbours, routes, rules
+    carrier                wait until the node's ends, which were up first, know that the far ends are up too
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from errno import EADDRNOTAVAIL, ENODEV, ENOENT, ESRCH
 
 from emulator.errors import ApplyError, NotFound
 from emulator.kernel import messages, namespaces
+from emulator.kernel.carrier import await_carrier
 from emulator.kernel.inventory import Inventory
 from emulator.kernel.netlink import Channel, Refusal, Request, link_indexes
 from emulator.kernel.netns import netns_path
@@ -73,12 +75,14 @@ class Wiring:
         self._channels: dict[str, Channel] = {}
         self._indexes: dict[str, dict[str, int]] = {}
         self._born: set[str] = set()
+        self._awaited: defaultdict[str, dict[str, bool]] = defaultdict(dict)  # the ends that hear of their carrier late
         self._original: dict[tuple[str, str], str] = {}
 
     def begin(self) -> None:
         """Start a change: look devices up afresh, since others may have made some (``exec node/n1 ip link add``)."""
         self._indexes.clear()
         self._born.clear()
+        self._awaited.clear()
 
     def close(self) -> None:
         """Give all descriptors back."""
@@ -141,6 +145,8 @@ class Wiring:
                     self.net.add_switch(item)
         plugged = self._make_veths([item for item in items if isinstance(item, Veth)], ports, done)
         self._configure(items, replaced, plugged, done)
+        await_carrier(self.channel, self._awaited)
+        self._awaited.clear()
         for item in items:
             if isinstance(item, Address) and not item.ns.startswith("pod/"):
                 self.net.note_address(item.ns, item.device, item.address)
@@ -217,7 +223,7 @@ class Wiring:
     ) -> tuple[str, Request]:
         near, far = (item.ns, item.name), (item.peer_ns, item.peer)
         mtu, far_mtu, mac, far_mac = item.mtu, item.peer_mtu or item.mtu, item.mac, item.peer_mac
-        if far in ports and near not in ports:
+        if near not in ports and (far in ports or item.ns.startswith("pod/")):
             near, far, mtu, far_mtu, mac, far_mac = far, near, far_mtu, mtu, far_mac, mac
         master = 0
         if near in ports:
@@ -227,6 +233,7 @@ class Wiring:
         if far[0] not in opened:
             opened[far[0]] = os.open(self._path(far[0]), os.O_RDONLY | os.O_CLOEXEC)
             stack.callback(os.close, opened[far[0]])
+        self._awaited[near[0]][near[1]] = near in ports
         request = messages.veth(
             item,
             near[1],

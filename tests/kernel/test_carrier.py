@@ -1,0 +1,60 @@
+"""A change is complete when its cables carry packets, not when the kernel has been told of them."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+
+import pytest
+
+from emulator.errors import ApplyError
+from emulator.kernel import carrier
+from emulator.kernel.netlink import Channel
+
+pytestmark = pytest.mark.sandbox
+
+
+def ip(command: str) -> None:
+    subprocess.run(["ip", *command.split()], check=True)
+
+
+def plugged_but_silent() -> None:
+    """a, a port of br0, is up; its far end b is not."""
+    ip("link add br0 type bridge")
+    ip("link set br0 up")
+    ip("link add a type veth peer name b")
+    ip("link set a master br0 up")
+
+
+def open_here(_ns: str) -> Channel:
+    return Channel()
+
+
+def test_waits_until_the_far_end_is_up_and_the_port_forwards() -> None:
+    plugged_but_silent()
+    timer = threading.Timer(0.3, lambda: ip("link set b up"))
+    timer.start()
+    start = time.monotonic()
+    carrier.await_carrier(open_here, {"underlay": {"a": True}})
+    assert time.monotonic() - start >= 0.3
+    with open("/sys/class/net/a/brport/state") as state:
+        assert int(state.read()) == carrier.BR_STATE_FORWARDING
+
+
+def test_names_the_device_that_stays_without_carrier(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugged_but_silent()
+    monkeypatch.setattr(carrier, "TIMEOUT", 0.1)
+    with pytest.raises(ApplyError, match="a in underlay"):
+        carrier.await_carrier(open_here, {"underlay": {"a": False}})
+
+
+def test_port_that_learns_only_is_not_yet_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugged_but_silent()
+    ip("link set b up")
+    carrier.await_carrier(open_here, {"underlay": {"a": True}})
+    subprocess.run(["bridge", "link", "set", "dev", "a", "state", "2"], check=True)
+    monkeypatch.setattr(carrier, "TIMEOUT", 0.1)
+    carrier.await_carrier(open_here, {"underlay": {"a": False}})
+    with pytest.raises(ApplyError, match="no carrier"):
+        carrier.await_carrier(open_here, {"underlay": {"a": True}})
