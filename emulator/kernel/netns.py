@@ -10,8 +10,8 @@ NETNS_DIRECTORY = "/run/netns"  # as iproute2: `ip netns exec n1 ...` works insi
 def netns_file(ns: str) -> str:
     """The file name under :data:`NETNS_DIRECTORY` for a namespace of the plan.
 
-    ``node/n1`` -> ``n1``, ``pod/default/web-0`` -> ``default_web-0``, ``underlay`` -> ``underlay``. Kubernetes names hold
-    no underscore and machine names are unique over all kinds, so no two namespaces share a file.
+    ``node/n1`` -> ``n1``, ``pod/default/web-0`` -> ``default_web-0``, ``underlay`` -> ``underlay``. Kubernetes names
+    hold no underscore and machine names are unique over all kinds, so no two namespaces share a file.
     """
     if ns == UNDERLAY:
         return UNDERLAY

@@ -20,11 +20,11 @@ def ip(command: str) -> None:
 
 
 def plugged_but_silent() -> None:
-    """a, a port of br0, is up; its far end b is not."""
+    """near, a port of br0, is up; its far end is not."""
     ip("link add br0 type bridge")
     ip("link set br0 up")
-    ip("link add a type veth peer name b")
-    ip("link set a master br0 up")
+    ip("link add near type veth peer name far")
+    ip("link set near master br0 up")
 
 
 def open_here(_ns: str) -> Channel:
@@ -33,28 +33,28 @@ def open_here(_ns: str) -> Channel:
 
 def test_waits_until_the_far_end_is_up_and_the_port_forwards() -> None:
     plugged_but_silent()
-    timer = threading.Timer(0.3, lambda: ip("link set b up"))
+    timer = threading.Timer(0.3, lambda: ip("link set far up"))
     timer.start()
     start = time.monotonic()
-    carrier.await_carrier(open_here, {"underlay": {"a": True}})
+    carrier.await_carrier(open_here, {"underlay": {"near": True}})
     assert time.monotonic() - start >= 0.3
-    with open("/sys/class/net/a/brport/state") as state:
+    with open("/sys/class/net/near/brport/state") as state:
         assert int(state.read()) == carrier.BR_STATE_FORWARDING
 
 
 def test_names_the_device_that_stays_without_carrier(monkeypatch: pytest.MonkeyPatch) -> None:
     plugged_but_silent()
     monkeypatch.setattr(carrier, "TIMEOUT", 0.1)
-    with pytest.raises(ApplyError, match="a in underlay"):
-        carrier.await_carrier(open_here, {"underlay": {"a": False}})
+    with pytest.raises(ApplyError, match="near in underlay"):
+        carrier.await_carrier(open_here, {"underlay": {"near": False}})
 
 
 def test_port_that_learns_only_is_not_yet_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     plugged_but_silent()
-    ip("link set b up")
-    carrier.await_carrier(open_here, {"underlay": {"a": True}})
-    subprocess.run(["bridge", "link", "set", "dev", "a", "state", "2"], check=True)
+    ip("link set far up")
+    carrier.await_carrier(open_here, {"underlay": {"near": True}})
+    subprocess.run(["bridge", "link", "set", "dev", "near", "state", "2"], check=True)
     monkeypatch.setattr(carrier, "TIMEOUT", 0.1)
-    carrier.await_carrier(open_here, {"underlay": {"a": False}})
+    carrier.await_carrier(open_here, {"underlay": {"near": False}})
     with pytest.raises(ApplyError, match="no carrier"):
-        carrier.await_carrier(open_here, {"underlay": {"a": True}})
+        carrier.await_carrier(open_here, {"underlay": {"near": True}})
