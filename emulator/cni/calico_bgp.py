@@ -19,21 +19,27 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from emulator.cluster.model import Cluster, Machine, Node
+from emulator.cni.bgp_fabric import (
+    BIRD,
+    addresses_of,
+    fabric_sessions,
+    gateway,
+    protocol_name,
+    router_daemon,
+    router_end,
+)
 from emulator.cni.calico_settings import Peering, Settings
 from emulator.cni.calico_tunnels import is_felixs
 from emulator.errors import UserError
-from emulator.plan.addressing import contains, families_of, family_of, host_prefix, of_family, prefix_length
+from emulator.plan.addressing import contains, families_of, family_of, host_prefix, of_family
 from emulator.plan.model import AnyObject, Daemon, Family, File, Route
 from emulator.routing.bgp import Path, Session, settle
 from emulator.routing.bird import FamilyRouting, Peer, Speaker, bird_config, router_id
-from emulator.routing.bird_router import RouterFamily, router_config
+from emulator.routing.bird_router import RouterFamily
 
-BIRD = "bird"
 CONFD = "confd"
 
 NODE_CONFIG, NODE_SOCKET = "/etc/calico/confd/config/bird.cfg", "/run/calico/bird.ctl"
-ROUTER_CONFIG, ROUTER_SOCKET = "/etc/bird/bird.conf", "/run/bird/bird.ctl"
-LONGEST_WAY = 16  # hops between two nodes of a topology
 
 
 @dataclass
@@ -64,7 +70,7 @@ class Network:
         if self.plain:
             direct = Path(of_family(origin.addresses, family))
             return {node.name: direct for node in self.cluster.nodes if node.name != origin.name}
-        ids = {name: router_id(name, _addresses(machine)) for name, machine in self.machines.items()}
+        ids = {name: router_id(name, addresses_of(machine)) for name, machine in self.machines.items()}
         tables = settle(
             ids,
             [each for each in self.sessions if family_of(each.local_address) == family],
@@ -81,18 +87,6 @@ class Network:
         blocks = next((node.pod_ranges for node in self.cluster.nodes if node.name == speaker), ())
         return prefix in blocks or not any(contains(block, prefix.partition("/")[0]) for block in blocks)
 
-    def gateway(self, machine: Machine, address: str) -> tuple[str, str]:
-        """The neighbour by whom ``machine`` sends to ``address``, and the device; empty if it has no way."""
-        for _ in range(LONGEST_WAY):
-            for interface in machine.interfaces:
-                if any(contains(own, address) for own in interface.addresses):
-                    return address, interface.name
-            routes = [route for route in machine.routes if contains(route.destination, address)]
-            if not routes:
-                break
-            address = max(routes, key=lambda route: prefix_length(route.destination)).via
-        return "", ""
-
 
 _latest: list[Network] = []  # the network of the last cluster: a plan asks once per node, router and borrowed address
 
@@ -104,7 +98,7 @@ def network_of(cluster: Cluster, settings: Settings) -> Network:
     machines = {machine.name: machine for machine in cluster.topology.machines if machine.kind != "host"}
     machines = {name: item for name, item in machines.items() if item.kind == "node" or item.asn}
     sessions: dict[tuple[str, str, int], Session] = {}
-    for each in (*_mesh(cluster, settings), *_peerings(cluster, settings, machines), *_fabric(cluster)):
+    for each in (*_mesh(cluster, settings), *_peerings(cluster, settings, machines), *fabric_sessions(cluster)):
         sessions.setdefault((each.local, each.remote_address, each.port), each)
     plain = settings.mesh and not settings.clusters and not settings.peerings
     made = Network(cluster, settings, tuple(sessions.values()), machines, plain)
@@ -142,7 +136,7 @@ def _between(
         remote_address=remote,
         local_asn=asn,
         remote_asn=peer_asn,
-        protocol=_protocol(scope, remote),
+        protocol=protocol_name(scope, remote),
         cluster=cluster,
         client=bool(cluster) and asn == peer_asn and settings.clusters.get(peer.name) != cluster,
         passive=remote > local,
@@ -151,14 +145,13 @@ def _between(
     )
 
 
-def _protocol(scope: str, address: str, port: int = 0) -> str:
-    return f"{scope}_{address.replace('.', '_').replace(':', '_')}" + (f"_port_{port}" if port else "")
-
-
 def _peerings(cluster: Cluster, settings: Settings, machines: Mapping[str, Machine]) -> Iterator[Session]:
     nodes = {node.name: node for node in cluster.nodes}
     routers = {
-        address: machine for machine in machines.values() if machine.kind == "router" for address in _addresses(machine)
+        address: machine
+        for machine in machines.values()
+        if machine.kind == "router"
+        for address in addresses_of(machine)
     }
     owners = {address: node for node in cluster.nodes for address in node.addresses}
     for peering in settings.peerings:
@@ -186,14 +179,14 @@ def _with_address(
         return
     asn, cluster_id = settings.asns[node.name], settings.clusters.get(node.name, "")
     peer, router = owners.get(peering.address), routers.get(peering.address)
-    yield Session(
+    session = Session(
         local=node.name,
         remote=peer.name if peer else router.name if router else peering.name,
         local_address=local,
         remote_address=peering.address,
         local_asn=asn,
         remote_asn=peering.asn,
-        protocol=_protocol(peering.scope, peering.address, peering.port),
+        protocol=protocol_name(peering.scope, peering.address, peering.port),
         cluster=cluster_id,
         client=bool(cluster_id)
         and asn == peering.asn
@@ -205,51 +198,9 @@ def _with_address(
         password=peering.password,
         restart_time=peering.restart_time,
     )
+    yield session
     if router is not None:
-        # What whoever runs the racks has configured there: the other end.
-        internal = router.asn == asn
-        yield Session(
-            local=router.name,
-            remote=node.name,
-            local_address=peering.address,
-            remote_address=local,
-            local_asn=router.asn,
-            remote_asn=asn,
-            protocol=_protocol("Node", local),
-            cluster=router_id(router.name, _addresses(router)) if internal else "",
-            client=internal,
-            direct=any(contains(own, local) for item in router.interfaces for own in item.addresses),
-            next_hop_self=internal,
-            password=peering.password,
-        )
-
-
-def _fabric(cluster: Cluster) -> Iterator[Session]:
-    """Routers that share a link."""
-    routers = [machine for machine in cluster.topology.of_kind("router") if machine.asn]
-    ends = [
-        (router, address) for router in routers for interface in router.interfaces for address in interface.addresses
-    ]
-    for router, own in ends:
-        for peer, far in ends:
-            address = far.partition("/")[0]
-            if peer is not router and contains(own, address):
-                internal = router.asn == peer.asn
-                yield Session(
-                    local=router.name,
-                    remote=peer.name,
-                    local_address=own.partition("/")[0],
-                    remote_address=address,
-                    local_asn=router.asn,
-                    remote_asn=peer.asn,
-                    protocol=_protocol("Fabric", address),
-                    direct=True,
-                    next_hop_self=internal,
-                )
-
-
-def _addresses(machine: Machine) -> tuple[str, ...]:
-    return tuple(address.partition("/")[0] for item in machine.interfaces for address in item.addresses)
+        yield router_end(router, session)
 
 
 def _families(cluster: Cluster) -> tuple[Family, ...]:
@@ -353,7 +304,7 @@ def _learned(network: Network, machine: Machine, prefix: str, origin: Node, what
     path = network.ways(prefix, origin).get(machine.name)
     if path is None:
         return
-    via, device = network.gateway(machine, path.next_hop)
+    via, device = gateway(machine, path.next_hop)
     teller = path.source.remote if path.source is not None else origin.name
     if via:
         yield Route(
@@ -392,23 +343,7 @@ def router_bgp(cluster: Cluster, router: Machine, settings: Settings) -> Iterato
             families.append(RouterFamily(family, pools, sessions))
     if not router.asn or not families or not settings.peerings:
         return
-    yield File(
-        ns=router.ns,
-        path=ROUTER_CONFIG,
-        content=router_config(router_id(router.name, _addresses(router)), families),
-        component="network operator",
-        why="BGP with the nodes of this rack that peer with it, and with the routers next to it",
-    )
-    yield Daemon(
-        ns=router.ns,
-        name="bird",
-        argv=("bird", "-f", "-c", ROUTER_CONFIG, "-s", ROUTER_SOCKET),
-        files=(ROUTER_CONFIG,),
-        reload=("birdc", "-s", ROUTER_SOCKET, "configure"),
-        ready_socket=ROUTER_SOCKET,
-        component=BIRD,
-        why="learns the pods' blocks from nodes and other routers, so that the underlay can carry them",
-    )
+    yield from router_daemon(router, families)
     for node in cluster.nodes:
         for block in node.pod_ranges:
             yield from _learned(network, router, block, node, f"block of {node.name}")
@@ -421,7 +356,7 @@ def check_reachable(cluster: Cluster, settings: Settings) -> None:
     """Raise UserError if packets without encapsulation would get lost between two nodes: a router in between that does
     not know the pods, or no session."""
     network = network_of(cluster, settings)
-    owner_of = {address: machine.name for machine in cluster.topology.machines for address in _addresses(machine)}
+    owner_of = {address: machine.name for machine in cluster.topology.machines for address in addresses_of(machine)}
     machines = {machine.name: machine for machine in cluster.topology.machines}
     for node in cluster.nodes:
         for peer in cluster.nodes:
@@ -444,7 +379,7 @@ def _lost(
     while here != peer.name:
         machine = machines[here]
         target = ways[here].next_hop if here in ways else block.partition("/")[0]
-        via, _ = network.gateway(machine, target)
+        via, _ = gateway(machine, target)
         if via not in owner_of:
             return f"{here} has no route"
         here = owner_of[via]
