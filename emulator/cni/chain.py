@@ -74,6 +74,11 @@ class Chain:
         self._execute = execute
         self._remark = remark
 
+    @property
+    def knows_status(self) -> bool:
+        """Whether the list's version has STATUS and GC."""
+        return at_least(self.network.version, STATUS_SINCE)
+
     def require_versions(self) -> None:
         """Ask every plugin which versions it speaks. Raises PluginError for one that does not speak the list's."""
         for kind in dict.fromkeys(plugin["type"] for plugin in self.network.plugins):
@@ -173,13 +178,13 @@ class Chain:
 
     def status(self) -> list[PluginError]:
         """Ask every plugin whether it can serve ADD; what they say. Nothing to ask before version 1.1.0."""
-        if not at_least(self.network.version, STATUS_SINCE):
+        if not self.knows_status:
             return []
         return list(self._complaints(self._call("STATUS", plugin) for plugin in self.network.plugins))
 
     def collect_garbage(self, valid: Sequence[tuple[str, str]]) -> list[PluginError]:
         """Tell every plugin which (container, device) pairs exist; failures. Nothing to tell before version 1.1.0."""
-        if self.network.disable_gc or not at_least(self.network.version, STATUS_SINCE):
+        if self.network.disable_gc or not self.knows_status:
             return []
         pairs = [{"containerID": container, "ifname": device} for container, device in valid]
         # The specification's first text had the other name (containernetworking/cni #1101).

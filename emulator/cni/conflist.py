@@ -174,7 +174,7 @@ def _capabilities(pod: Pod) -> dict[str, Any]:
 
 def _bandwidth(pod: Pod) -> dict[str, int]:
     """The limits that the pod's annotations ask for. Raises UserError."""
-    limits = {}
+    limits: dict[str, int] = {}
     for way in ("ingress", "egress"):
         text = pod.annotations.get(f"kubernetes.io/{way}-bandwidth")
         if text is not None:

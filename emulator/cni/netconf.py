@@ -155,7 +155,7 @@ class _Reader:
         if not known or (given not in VERSIONS and not listed):
             self._say("cniVersion", f"{given!r} is no version of the specification: {', '.join(VERSIONS)}")
             return UNVERSIONED
-        return max(known, key=VERSIONS.index)
+        return str(max(known, key=VERSIONS.index))
 
     def _flag(self, data: dict[str, Any], key: str) -> bool:
         value = data.get(key, False)

@@ -141,8 +141,8 @@ def _routes(items: list[Any], path: str) -> tuple[Route, ...]:
         if not isinstance(item, dict):
             raise ValueError(f"{where} must be an object")
         try:
-            destination = str(ip_network(item.get("dst"), strict=False))
-        except (ValueError, TypeError):
+            destination = str(ip_network(str(item.get("dst")), strict=False))
+        except ValueError:
             raise ValueError(f"{where}.dst is {item.get('dst')!r}, which is no CIDR") from None
         numbers = (_number(item, key, where) for key in ("mtu", "priority", "table"))
         found.append(Route(destination, _text(item, "gw", where), *numbers))

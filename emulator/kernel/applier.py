@@ -9,7 +9,7 @@ the error goes to the caller; if even that fails, the lab is ``broken`` and must
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from emulator.errors import CnilabError
 from emulator.kernel import offloads
@@ -23,6 +23,7 @@ from emulator.kernel.wiring import Wired, Wiring
 from emulator.plan.diff import Operation
 from emulator.plan.model import (
     AnyObject,
+    CniAttachment,
     Daemon,
     File,
     Impairment,
@@ -36,11 +37,14 @@ from emulator.plan.model import (
     Sysctl,
 )
 
+if TYPE_CHECKING:
+    from emulator.kernel.attachments import Attachments
+
 Progress = Callable[[str], None]
 T = TypeVar("T")
 
 _RULESETS = (IptablesRules, NftTable, IpSet)
-_NOT_WIRED = (*_RULESETS, Offloads, Impairment, File, Daemon)
+_NOT_WIRED = (*_RULESETS, Offloads, Impairment, File, Daemon, CniAttachment)
 
 
 class Applier:
@@ -64,6 +68,7 @@ class Applier:
         self.wiring = Wiring(self.net, self.inventory)
         self.rulesets = Rulesets(self.net)
         self.supervisor = Supervisor(self.net, on_death)
+        self.attachments: Attachments | None = None  # before the first pod that plugins attach
         self.impairments = Impairments(self.wiring.netns, allow_missing=allow_missing)
         self.broken = False
         self._on_namespace = on_namespace
@@ -130,8 +135,11 @@ class Applier:
         self._make([item for item in added if not _is_learned(item)], replaced, journal, progress)
 
     def _remove(self, removed: Sequence[AnyObject], journal: _Journal) -> None:
-        self.supervisor.stop(_of(removed, Daemon), journal.taken)
         dead = {item.ns for item in removed if isinstance(item, Namespace)}
+        attached = _of(removed, CniAttachment)
+        if attached and self.attachments is not None:
+            self.attachments.remove(attached, dead, journal.taken)
+        self.supervisor.stop(_of(removed, Daemon), journal.taken)
         removed = [item for item in removed if item.ns not in dead or not isinstance(item, _NOT_WIRED)]
         remove_files(self.net, _of(removed, File), journal.taken)
         self.rulesets.remove([item for item in removed if isinstance(item, _RULESETS)], journal.taken)
@@ -166,6 +174,16 @@ class Applier:
             progress(f"starting {len(daemons) + len(restarted)} daemons")
         self.supervisor.start(daemons, journal.put)
         self.supervisor.change(restarted, journal.put)
+        if attached := _of(added, CniAttachment):
+            progress(f"running CNI plugins for {len(attached)} pods")
+            self._attach(attached, journal)
+
+    def _attach(self, items: Sequence[CniAttachment], journal: _Journal) -> None:
+        if self.attachments is None:
+            from emulator.kernel.attachments import Attachments  # few labs have any: the others must not wait for it
+
+            self.attachments = Attachments(self.net)
+        self.attachments.add(items, journal.put)
 
     def _told(self, put: Callable[[AnyObject], None]) -> Callable[[AnyObject], None]:
         """``put``, and whoever wants to hear of namespaces."""

@@ -41,6 +41,8 @@ from emulator.kernel.syscalls import (
 )
 
 ETC_LAYERS = "/run/.etc"  # in the machine: upper and work directory of its /etc
+STATE_LAYERS = "/run/.var-lib"  # the same of its /var/lib, where it has one of its own
+PLUGIN_STATE = "/var/lib/cni"  # where CNI plugins and runtimes keep leases and results
 
 
 def pristine_view() -> int:
@@ -70,7 +72,7 @@ def become_machine(ns: str, hostname: str, view: int) -> MachineHandle:
         setns(view, CLONE_NEWNS)
         unshare(CLONE_NEWNS | CLONE_NEWUTS)
         mount("tmpfs", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
-        _private_etc()
+        _private("/etc", ETC_LAYERS)
         _own_sys()
         set_hostname(hostname)
         return MachineHandle(ns, *(_open(kind) for kind in ("net", "mnt", "uts")))
@@ -91,28 +93,37 @@ def _let_go_of_namespaces() -> None:
             umount(target)
 
 
-def _private_etc() -> None:
-    """Changes under /etc go to the machine's own tmpfs.
+def own_plugin_state() -> None:
+    """Give the machine that this thread is in a /var/lib/cni of its own: the machines share a file system, and must not
+    share leases. Once per machine; nothing of the host's is seen in it, or changed. Raises OSError."""
+    if not os.path.isdir(PLUGIN_STATE):
+        _private("/var/lib", STATE_LAYERS)
+        os.makedirs(PLUGIN_STATE, mode=0o755)
+    mount("tmpfs", PLUGIN_STATE, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
 
-    Where overlayfs is refused (user namespaces before Linux 5.11, some containers), /etc becomes a tmpfs of links
+
+def _private(folder: str, layers: str) -> None:
+    """Changes under ``folder`` go to the machine's own tmpfs, below ``layers``.
+
+    Where overlayfs is refused (user namespaces before Linux 5.11, some containers), it becomes a tmpfs of links
     to the lab's files: new files can be made and files replaced all the same.
     """
-    upper, work = f"{ETC_LAYERS}/upper", f"{ETC_LAYERS}/work"
+    upper, work = f"{layers}/upper", f"{layers}/work"
     os.makedirs(upper)
     os.makedirs(work)
-    layers = f"lowerdir=/etc,upperdir={upper},workdir={work}"
-    for options in (layers, f"{layers},userxattr"):
+    options = f"lowerdir={folder},upperdir={upper},workdir={work}"
+    for wording in (options, f"{options},userxattr"):
         try:
-            mount("overlay", "/etc", "overlay", MS_NOSUID | MS_NODEV, options)
+            mount("overlay", folder, "overlay", MS_NOSUID | MS_NODEV, wording)
         except OSError:
             continue
         return
-    lower = f"{ETC_LAYERS}/lower"
+    lower = f"{layers}/lower"
     os.mkdir(lower)
-    mount("/etc", lower, flags=MS_BIND | MS_REC)
-    mount("tmpfs", "/etc", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
+    mount(folder, lower, flags=MS_BIND | MS_REC)
+    mount("tmpfs", folder, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
     for name in os.listdir(lower):
-        os.symlink(f"{lower}/{name}", f"/etc/{name}")
+        os.symlink(f"{lower}/{name}", f"{folder}/{name}")
 
 
 def _own_sys() -> None:

@@ -11,12 +11,11 @@ import os
 import socket
 import struct
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from ipaddress import ip_address
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from emulator.kernel import rules_readback
-from emulator.kernel.applier import Applier
 from emulator.kernel.messages import (
     IFA_F_NOPREFIXROUTE,
     NTF_SELF,
@@ -55,6 +54,9 @@ from emulator.plan.model import (
     Veth,
     Vxlan,
 )
+
+if TYPE_CHECKING:
+    from emulator.kernel.applier import Applier
 
 RTM_GETLINK, RTM_GETADDR, RTM_GETROUTE, RTM_GETNEIGH, RTM_GETRULE = 18, 22, 26, 30, 34
 LINK = struct.Struct("=BxHiII")  # family, type, index, flags, change
@@ -103,7 +105,9 @@ class Device(NamedTuple):
     ends: tuple[str, str] = ("", "")  # of an IP-in-IP device: local, remote
 
 
-class _Route(NamedTuple):
+class SeenRoute(NamedTuple):
+    """One route, with numbers where the plan has names."""
+
     destination: str
     via: str
     device: str
@@ -134,26 +138,32 @@ def differences(plan: Plan, applier: Applier) -> list[str]:
         if isinstance(item, Veth):
             grouped[item.peer_ns].append(item)
     found: list[str] = []
+    attachments = applier.attachments
     for ns, items in grouped.items():
         try:
+            others = attachments.devices_in(ns) if attachments is not None else frozenset()
             with applier.wiring.channel(ns) as channel:
-                found += _Comparison(ns, items, channel).run()
+                found += _Comparison(ns, items, channel, others).run()
             found += _by_hand(ns, items, applier.wiring.netns(ns))
         except (OSError, KeyError) as error:
             found.append(f"{ns}: cannot be read: {error}")
     found += _files(_of(plan, File), applier)
     found += _daemons(_of(plan, Daemon), applier)
     found += applier.impairments.differences(_of(plan, Impairment))
+    found += attachments.differences() if attachments is not None else []
     kinds = (IptablesRules, NftTable, IpSet)
     rules = {ns: [item for item in items if isinstance(item, kinds)] for ns, items in grouped.items()}
     return found + rules_readback.differences({ns: items for ns, items in rules.items() if items}, applier.rulesets)
 
 
 class _Comparison:
-    """What netlink can tell of one namespace."""
+    """What netlink can tell of one namespace. Devices of others (CNI plugins) are left alone, and what is on them."""
 
-    def __init__(self, ns: str, items: Sequence[AnyObject], channel: Channel) -> None:
+    def __init__(
+        self, ns: str, items: Sequence[AnyObject], channel: Channel, others: Collection[str] = frozenset()
+    ) -> None:
         self.ns = ns
+        self.others = others
         self.items = items
         self.channel = channel
         self.devices = read_devices(channel)
@@ -177,7 +187,7 @@ class _Comparison:
             if key not in there:
                 self._say(f"{words} is not there")
         for key, words in there.items():
-            if key not in planned:
+            if key not in planned and _device_of(key) not in self.others:
                 self._say(f"{what} {words} is not planned")
 
     # ------------------------------------------------------------ links
@@ -208,7 +218,7 @@ class _Comparison:
             elif isinstance(item, BridgePort):
                 ports.add(item.device)
                 self._port(item)
-        for name in self.devices.keys() - planned:
+        for name in self.devices.keys() - planned - set(self.others):
             if name not in FALLBACK_TUNNELS or self.devices[name].up:
                 self._say(f"device {name} is not planned")
         for name, device in self.devices.items():
@@ -282,14 +292,14 @@ class _Comparison:
             there[key] = f"{key[1]} dev {name}"
         return there
 
-    def _planned_routes(self) -> dict[_Route, str]:
+    def _planned_routes(self) -> dict[SeenRoute, str]:
         planned = {}
         for item in self.items:
             if not isinstance(item, Route):
                 continue
             v6 = ":" in item.destination
             lacks_device = v6 and item.type != "unicast"  # IPv6 puts lo there
-            key = _Route(
+            key = SeenRoute(
                 item.destination,
                 item.via,
                 "" if lacks_device else item.device or self._way_to(item.via),
@@ -314,7 +324,7 @@ class _Comparison:
                 return item.device
         return ""
 
-    def _routes(self) -> dict[_Route, str]:
+    def _routes(self) -> dict[SeenRoute, str]:
         planned = self._planned_routes()
         learned = {
             (item.destination, item.table): item.metric
@@ -336,7 +346,7 @@ class _Comparison:
                     there[route] = str(route)
         return there
 
-    def _route(self, body: memoryview) -> tuple[_Route, int]:
+    def _route(self, body: memoryview) -> tuple[SeenRoute, int]:
         family, length, _, _, table, protocol, scope, kind, flags = ROUTE.unpack_from(body)
         found = attributes(body, ROUTE.size)
         v6 = family == socket.AF_INET6
@@ -344,7 +354,7 @@ class _Comparison:
         network = ip_address(bytes(found.get(RTA_DST, blank)))
         index = _number(found.get(RTA_OIF))
         metrics = attributes(found[RTA_METRICS], 0) if RTA_METRICS in found else {}
-        route = _Route(
+        route = SeenRoute(
             f"{network}/{length}",
             str(ip_address(bytes(found[RTA_GATEWAY]))) if RTA_GATEWAY in found else "",
             "" if v6 and kind != TYPES["unicast"] else self.names.get(index, ""),
@@ -409,6 +419,30 @@ class _Comparison:
         return there
 
 
+class Tables(NamedTuple):
+    """What one namespace holds: devices by name, addresses as (device, address with prefix length) without the kernel's
+    own IPv6 ones, and the routes of all tables but the local one."""
+
+    devices: dict[str, Device]
+    addresses: tuple[tuple[str, str], ...]
+    routes: tuple[SeenRoute, ...]
+
+
+def read_tables(channel: Channel) -> Tables:
+    """Everything in the channel's namespace, whoever made it."""
+    reader = _Comparison("", (), channel)
+    routes = [
+        reader._route(body)
+        for family in (socket.AF_INET, socket.AF_INET6)
+        for body in channel.dump(RTM_GETROUTE, ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0))
+    ]
+    return Tables(
+        reader.devices,
+        tuple((str(key[0]), str(key[1])) for key in reader._addresses()),
+        tuple(route for route, flags in routes if route.table != LOCAL_TABLE and not flags & RTM_F_CLONED),
+    )
+
+
 def read_devices(channel: Channel) -> dict[str, Device]:
     """Every device of the channel's namespace."""
     found: dict[str, Device] = {}
@@ -448,6 +482,11 @@ def _tunnel(data: dict[int, memoryview]) -> tuple[int, int, str, int, bool]:
 def _end(raw: memoryview | None) -> str:
     """An end of an IP-in-IP tunnel; empty for any."""
     return str(ip_address(bytes(raw))) if raw is not None and any(raw) else ""
+
+
+def _device_of(key: Any) -> Any:
+    """The device in the key of an address, route, neighbour or forwarding entry; some number for a policy rule."""
+    return key.device if isinstance(key, SeenRoute) else key[0]
 
 
 def _number(raw: memoryview | None) -> int:

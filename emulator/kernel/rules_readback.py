@@ -28,7 +28,7 @@ _COUNTERS = re.compile(r"\[\d+:\d+\]")
 
 
 @dataclass
-class _State:
+class Loaded:
     """Everything that is loaded: chains by (family, table, chain), nft tables by name, ipsets by name."""
 
     chains: dict[tuple[str, str, str], list[str]] = field(default_factory=dict)
@@ -43,10 +43,10 @@ def differences(planned: Mapping[str, Sequence[Ruleset]], rulesets: Rulesets) ->
     def visit(ns: str) -> Callable[[], list[str]]:
         def body() -> list[str]:
             rulesets.enter(ns)
-            there = _read(rulesets.backend)
+            there = read_loaded(rulesets.backend)
             unshare(CLONE_NEWNET)  # this thread ends with the function, and the namespace with it
             rulesets.load_here(planned[ns])
-            wanted = _read(rulesets.backend)
+            wanted = read_loaded(rulesets.backend)
             return [f"{ns}: {line}" for line in _compare(wanted, there, planned[ns])]
 
         return body
@@ -57,7 +57,7 @@ def differences(planned: Mapping[str, Sequence[Ruleset]], rulesets: Rulesets) ->
     return found
 
 
-def _compare(wanted: _State, there: _State, planned: Sequence[Ruleset]) -> list[str]:
+def _compare(wanted: Loaded, there: Loaded, planned: Sequence[Ruleset]) -> list[str]:
     found: list[str] = []
     has_iptables = any(isinstance(item, IptablesRules) for item in planned)
     for chain, rules in wanted.chains.items() if has_iptables else ():
@@ -85,9 +85,9 @@ def _as_sets(name: str, wanted: Sequence[str], there: Sequence[str]) -> list[str
     return missing + [f"chain {name}: rule is not planned: {rule}" for rule in there if rule not in wanted]
 
 
-def _read(backend: str) -> _State:
-    """What is loaded in the namespace that this thread is in."""
-    state = _State()
+def read_loaded(backend: str) -> Loaded:
+    """What is loaded in the namespace that this thread is in; iptables rules of the back end in use (empty: none)."""
+    state = Loaded()
     flavour = "legacy" if backend == "legacy" else "nft"
     for family, tool in (("ip", "iptables"), ("ip6", "ip6tables")):
         if backend:
@@ -105,7 +105,7 @@ def _read(backend: str) -> _State:
     return state
 
 
-def _read_iptables(state: _State, family: str, text: str) -> None:
+def _read_iptables(state: Loaded, family: str, text: str) -> None:
     table = ""
     for line in text.splitlines():
         if line.startswith("*"):
@@ -120,7 +120,7 @@ def _read_iptables(state: _State, family: str, text: str) -> None:
             state.chains[family, table, chain].append(_COUNTERS.sub("", rule).strip())
 
 
-def _read_nft(state: _State) -> None:
+def _read_nft(state: Loaded) -> None:
     for line in _print("nft", "list", "tables").splitlines():
         _, family, name = line.split()
         of_iptables = family in ("ip", "ip6") and name in IPTABLES_TABLES

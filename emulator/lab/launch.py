@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import subprocess
 import sys
@@ -100,8 +101,9 @@ def launch(
     DaemonError for what fails on the way; nothing is left behind then.
     """
     from emulator.cluster.topology import load_topology
-    from emulator.cni.styles import load_style
+    from emulator.cni.styles import load_style, settle, style_key
 
+    cni = settle(cni)  # the lab process runs in another folder
     load_style(cni)  # raises NotFound here already, before anything is begun
     resolved = topology if isinstance(topology, Topology) else load_topology(os.fspath(topology))
     chosen = _name(cni, detached) if name is None else name
@@ -117,7 +119,7 @@ def launch(
         boot = Boot(chosen, INSIDE, resolved, cni, tuple(objects), wire_accurate, allow_missing)
         sandbox, status = _start(chosen, directory, boot, detached)
         _await_ready(status, directory, say)
-        registry.publish(chosen, pid=sandbox.pid, topology=resolved.name, style=cni, detached=detached)
+        registry.publish(chosen, pid=sandbox.pid, topology=resolved.name, style=style_key(cni), detached=detached)
         if detached:
             sandbox.release()
     except BaseException as error:
@@ -132,7 +134,7 @@ def launch(
 
 def _name(cni: str, detached: bool) -> str:
     """``up`` names a lab after its style; private ones only need to differ."""
-    plain = cni.replace(":", "-")
+    plain = re.sub(r"[^a-z0-9]+", "-", cni.lower())[:48].strip("-")
     return plain if detached else f"{plain}-{secrets.token_hex(3)}"
 
 

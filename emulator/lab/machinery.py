@@ -8,10 +8,12 @@ from __future__ import annotations
 import signal
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import msgspec
 
 from emulator.cluster.model import Machine, Pod
-from emulator.errors import CnilabError, NotFound
+from emulator.errors import CnilabError, NotFound, UserError
 from emulator.kernel.applier import Applier
 from emulator.kernel.commands import Command, PodCommands
 from emulator.kernel.netns import netns_path
@@ -26,6 +28,7 @@ from emulator.traffic.client import TrafficEngine
 from emulator.traffic.model import InjectionReport, Server
 
 if TYPE_CHECKING:
+    from emulator.kernel.attachments import Finding, Problem
     from emulator.kernel.hookmeter import HookMeter
 
 POD_DEVICE = "eth0"  # in every style
@@ -73,6 +76,7 @@ class Machinery:
         try:
             if routes:
                 self.applier.wait_learned(routes, progress=progress)
+            change.address(self.addresses())
             self._serve(change)
         except BaseException as error:
             if old.plan is not None:
@@ -84,6 +88,7 @@ class Machinery:
         try:
             self._retire(back)
             self.applier.apply(back.operations)
+            back.address(self.addresses())
             self._serve(back)
         except Exception as second:  # whatever it is: the lab is half-wired
             error.broken = True  # type: ignore[attr-defined]
@@ -128,8 +133,11 @@ class Machinery:
         for machine in machines:
             for interface in machine.interfaces:
                 self.applier.wiring.set_link(machine.ns, interface.name, up=up)
+        attachments = self.applier.attachments
         for pod in pods:
-            self.applier.wiring.set_link(pod.ns, POD_DEVICE, up=up)
+            # Plugins find the pod as it was: DEL of a device that is down would not see its IPv6 addresses.
+            if attachments is None or not attachments.holds(pod.ns):
+                self.applier.wiring.set_link(pod.ns, POD_DEVICE, up=up)
 
     def differences(self, plan: Plan, forgiven: Sequence[Route] = ()) -> list[str]:
         """Between ``plan`` and the kernel, read back. Of routes that are ``forgiven`` it does not matter whether they
@@ -138,6 +146,30 @@ class Machinery:
 
         fine = {f"{route.ns}: {describe(route)} is not there" for route in forgiven}
         return [line for line in differences(plan, self.applier) if line not in fine]
+
+    # What CNI plugins say and do
+
+    def addresses(self) -> dict[str, tuple[str, ...]]:
+        """The addresses that CNI plugins gave to pods, by namespace: known only once they have run."""
+        return self.applier.attachments.addresses() if self.applier.attachments is not None else {}
+
+    def annotated(self, plan: Plan) -> Plan:
+        """The plan with what came of its attachments by CNI plugins."""
+        return self.applier.attachments.annotated(plan) if self.applier.attachments is not None else plan
+
+    def plugin_problems(self) -> list[Problem]:
+        """What CNI plugins did wrong so far."""
+        return self.applier.attachments.problems() if self.applier.attachments is not None else []
+
+    def run_plugins(self, command: Literal["CHECK", "STATUS", "GC"], pods: Sequence[str] = ()) -> list[Finding]:
+        """Have CNI plugins carry out a command for all their pods or nodes; CHECK for some pods only, if any are named.
+        Raises UserError in a lab whose pods no plugin attached."""
+        attachments = self.applier.attachments
+        if attachments is None:
+            raise UserError("no pod of this lab is attached by CNI plugins", hint="`cnilab up --cni conflist=FILE`")
+        if command == "CHECK":
+            return attachments.check(pods)
+        return attachments.status() if command == "STATUS" else attachments.collect_garbage()
 
     # Counting hook passes
 
@@ -229,7 +261,8 @@ class Machinery:
 
     def logs(self, place: str, name: str) -> dict[str, str]:
         """Log texts by ``place/name``; empty arguments mean any."""
-        found = {**self.applier.supervisor.logs(), **self.commands.logs()}
+        plugins = self.applier.attachments.logs() if self.applier.attachments is not None else {}
+        found = {**self.applier.supervisor.logs(), **self.commands.logs(), **plugins}
         return {
             key: text
             for key, text in sorted(found.items())
@@ -294,6 +327,13 @@ class _Change:
         self.going = [machine for machine in old.machines if machine.ns in dying]
         self.arriving = [machine for machine in new.machines if machine.ns not in here or machine.ns in dying]
 
+    def address(self, addresses: Mapping[str, tuple[str, ...]]) -> None:
+        """Give pods of the new side the addresses that they turned out to have."""
+        if addresses:
+            pods = [readdressed(pod, addresses) for pod in self.new.pods]
+            self.new = self.new._replace(pods=pods)
+            self._after = {pod.key: pod for pod in pods}
+
     def servers(self, side: Side) -> dict[str, Server]:
         """What answers in the places that the change concerns."""
         return servers_of(
@@ -328,6 +368,12 @@ class _Change:
         if old is None or new is None or old.ns in self._dying:
             return True
         return commands_of(old) != commands_of(new)
+
+
+def readdressed(pod: Pod, addresses: Mapping[str, tuple[str, ...]]) -> Pod:
+    """The pod with the addresses of its namespace, or the very same if it has them, or there are none for it."""
+    found = addresses.get(pod.ns, pod.addresses)
+    return pod if found == pod.addresses else msgspec.structs.replace(pod, addresses=found)
 
 
 def _same(old: Pod | None, new: Pod | None) -> bool:

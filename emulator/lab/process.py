@@ -95,7 +95,7 @@ def main() -> int:
 
 def _wire(boot: Boot, reporter: Reporter) -> Any:
     reporter.progress("starting")
-    from emulator.cni.styles import load_style
+    from emulator.cni.styles import load_style, style_key
     from emulator.kernel.capabilities import require
     from emulator.lab.api import Api
     from emulator.lab.http_server import Server
@@ -115,7 +115,7 @@ def _wire(boot: Boot, reporter: Reporter) -> Any:
         cluster = runtime.current
         return LabStatus(
             name=boot.name,
-            style=boot.style,
+            style=style_key(boot.style),
             title=style.title,
             topology=boot.topology.name,
             nodes=len(cluster.nodes),
@@ -130,6 +130,7 @@ def _wire(boot: Boot, reporter: Reporter) -> Any:
             processes=machinery.processes(),
             faults=_faults(runtime),
             notices=substitutions(cluster.pods),
+            plugin_problems=tuple(map(msgspec.to_builtins, machinery.plugin_problems())),
             broken=runtime.broken,
         )
 

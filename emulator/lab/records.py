@@ -97,7 +97,8 @@ class LabStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     """The state of a lab. ``labels`` are warnings that every output must carry, ``choices`` the capability decisions
     made for it, ``daemons`` one entry each: node, name, state, and the last log lines of a dead one. ``faults`` are
     what was broken on purpose and is not mended, ``notices`` what is served otherwise than the manifests say,
-    ``broken`` why the lab must be taken down."""
+    ``broken`` why the lab must be taken down. ``plugin_problems`` are what CNI plugins did wrong
+    (``emulator.kernel.attachments.Problem``)."""
 
     name: str
     style: str
@@ -116,6 +117,7 @@ class LabStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     faults: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
     broken: str = ""
+    plugin_problems: tuple[dict[str, str], ...] = ()
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):

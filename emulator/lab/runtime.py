@@ -12,16 +12,19 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
+import msgspec
+
 from emulator.cluster.assemble import assemble
 from emulator.cluster.ipam import Ipam
 from emulator.cluster.kinds import INITIAL_NAMESPACES
 from emulator.cluster.kubernetes import node_object, pod_object
 from emulator.cluster.manifests import validate_objects
 from emulator.cluster.model import Cluster, Node, Pod, Topology
+from emulator.cluster.plugin_addresses import PluginAddresses
 from emulator.cni.style import Style
 from emulator.errors import AlreadyExists, NotFound, UserError
 from emulator.lab.effective import learned_routes, without_nodes
-from emulator.lab.machinery import Machinery, Side
+from emulator.lab.machinery import Machinery, Side, readdressed
 from emulator.lab.objects import SERVED_BY, as_given, namespace_object, not_ready
 from emulator.lab.pods import served_by
 from emulator.lab.store import Event, Object, Ref, Store, ref_of
@@ -230,6 +233,8 @@ class Runtime:
         cluster, plan = self.current, self.plan
         assert plan is not None
         self._reach(self._side(cluster, plan, self._down), self._side(cluster, plan, down), ())
+        cluster, self.plan = self._reported(cluster, plan, self._ipam)
+        self.cluster = cluster
         changed, self._down = self._down ^ down, down
         # Their cables are new, and plugged in.
         self._unplugged = frozenset(pair for pair in self._unplugged if pair[0] not in changed)
@@ -248,6 +253,7 @@ class Runtime:
         old = self._side(*previous, self._down) if previous is not None else Side(None)
         new = self._side(cluster, plan, self._down)
         self._reach(old, new, self._routes_to_await(old, new, cluster))
+        cluster, plan = self._reported(cluster, plan, ipam)
         before, before_given = self.cluster, self._given
         self._ipam, self._given, self.cluster, self.plan = ipam, given, cluster, plan
         return self._commit(before, cluster, before_given, given, gone)
@@ -284,7 +290,20 @@ class Runtime:
         except Exception as error:
             if getattr(error, "broken", False):
                 self.broken = str(error)
+            if self.cluster is not None and self.plan is not None:  # pods that came back may have other addresses
+                self.cluster, self.plan = self._reported(self.cluster, self.plan, self._ipam)
             raise
+
+    def _reported(self, cluster: Cluster, plan: Plan, ipam: Ipam) -> tuple[Cluster, Plan]:
+        """Cluster and plan with what only the machinery knows: what CNI plugins did, and the addresses they gave."""
+        if not isinstance(ipam, PluginAddresses):
+            return cluster, plan
+        addresses = self.machinery.addresses()
+        pods = tuple(readdressed(pod, addresses) for pod in cluster.pods)
+        for pod in pods:
+            if pod.ns in addresses:
+                ipam.learn(pod.node, pod.key, pod.addresses)
+        return msgspec.structs.replace(cluster, pods=pods), self.machinery.annotated(plan)
 
     # Publishing
 
