@@ -27,6 +27,10 @@ CASES = [
     ("canal", "three-nodes"),
     ("canal", "single-node"),
     ("canal", "racks"),
+    *(("aws-vpc", name) for name in ("three-nodes", "single-node", "racks", "vpc")),
+    ("aws-vpc:prefix", "three-nodes"),
+    ("aws-vpc:external-snat", "single-node"),
+    ("aws-vpc:no-connmark", "single-node"),
 ]
 
 

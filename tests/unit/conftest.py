@@ -102,8 +102,8 @@ def planned() -> Planning:
         wire_accurate: bool = False,
     ) -> Planned:
         text = TOPOLOGIES.get(topology, topology)
-        described = parse_topology(text, "test") if "\n" in text else load_topology(text)
         style = load_style(spec)
+        described = style.prepare(parse_topology(text, "test") if "\n" in text else load_topology(text))
         ipam = style.ipam(described)
         cluster = assemble(described, objects, ipam)
         style.check(cluster)

@@ -40,6 +40,8 @@ def test_another_distribution_adds_a_style(monkeypatch: pytest.MonkeyPatch) -> N
         ("flannel:directrouting", "vxlan-directrouting"),
         ("flannel:host-gw", "host-gw"),
         ("calico", "bgp"),
+        ("aws-vpc", "secondary-ips"),
+        ("aws-vpc:prefix", "prefix"),
         ("canal", "vxlan"),
         ("kindnet", "ptp"),
     ],
@@ -50,7 +52,7 @@ def test_a_spelling_means_a_mode(spec: str, mode: str) -> None:
 
 @pytest.mark.parametrize(
     ("spec", "listed"),
-    [("weave-net", "calico, "), ("flannel:udp", "flannel:host-gw"), ("calico:x", "calico:bgp")],
+    [("weave-net", "aws-vpc, calico, "), ("flannel:udp", "flannel:host-gw"), ("calico:x", "calico:bgp")],
 )
 def test_an_unknown_style_or_mode_lists_what_exists(spec: str, listed: str) -> None:
     with pytest.raises(UserError) as caught:
