@@ -6,7 +6,7 @@
 
     with Lab("three-nodes", cni="calico") as lab:
         lab.apply("web.yaml")
-        assert lab.probe("client", "web-0", 80).reached
+        assert lab.probe("n1-p1", "web-0", 80).reached
         for hop in lab.trace("n1-p1", "n2-p1").request.hops:
             print(hop.ns, hop.device, hop.packet.ttl)
 

@@ -1,6 +1,6 @@
 """What people call things: ``web-0``, ``shop/cart-1``, ``node/n1``, ``client``, ``10.244.1.2:80``.
 
-A name means a pod of namespace ``default`` first, then a machine of the topology; a prefix (``pod/``, ``node/``,
+A bare name means a pod of namespace ``default`` first, then a machine of the topology; a prefix (``pod/``, ``node/``,
 ``host/``, ``router/``) or a namespace says which, where two share it.
 """
 
@@ -53,10 +53,6 @@ def resolve(cluster: Cluster, text: str) -> Place:
     if not slash:
         pod = _pod(cluster, "default", head)
         machine = _machine(cluster, head)
-        if pod is not None and machine is not None:
-            raise UserError(
-                f"{text!r} is both a pod and a {machine.kind}", hint=f"say pod/default/{head} or {machine.kind}/{head}"
-            )
         if pod is not None:
             return _at_pod(pod)
         if machine is not None:

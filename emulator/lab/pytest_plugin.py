@@ -4,7 +4,7 @@
 
     def test_web(lab):
         lab.apply("web.yaml")
-        assert lab.probe("client", "web-0", 80).reached
+        assert lab.probe("n1-p1", "web-0", 80).reached
 
     @pytest.mark.lab(topology="racks", cni="calico")
     def test_across_racks(lab): ...

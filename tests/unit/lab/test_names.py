@@ -46,10 +46,9 @@ def test_name_means_one_place(text: str, label: str) -> None:
     assert resolve(CLUSTER, text).label == label
 
 
-def test_name_that_a_pod_and_a_machine_share_must_be_spelt_out() -> None:
-    with pytest.raises(UserError, match="both a pod and a host") as caught:
-        resolve(CLUSTER, "web")
-    assert "host/web" in caught.value.hint
+def test_pod_comes_before_a_machine_of_the_same_name() -> None:
+    assert resolve(CLUSTER, "web").label == "pod/default/web"
+    assert resolve(CLUSTER, "host/web").label == "host/web"
 
 
 @pytest.mark.parametrize("text", ["web-1", "node/client", "shop/web-0", "pod/", "", "../x", "a;b"])
