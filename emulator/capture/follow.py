@@ -32,7 +32,7 @@ from typing import NamedTuple
 from emulator.capture.decode import NEIGHBOUR_TYPES, decode
 from emulator.capture.identity import Identity, Piece, content_of_ipv4, identify
 from emulator.capture.model import Change, Event, Hop, Journey, Kind, Packet, Tunnel
-from emulator.capture.reassembly import Reassembly, is_part
+from emulator.capture.reassembly import Assembled, Reassembly, is_part
 
 GAP = 10_000_000  # ns between two hops of a packet in a machine that is not stalled (measured: below 1 ms)
 STALL = 2_000_000_000  # ns that an impaired link or a stalled machine may hold a packet between two hops
@@ -112,6 +112,7 @@ class _Follower:
         self._open: dict[Hashable, list[_Open]] = {}
         self._identities: dict[bytes, Identity | None] = {}
         self._datagrams: Reassembly[_Open] = Reassembly(stall)
+        self._cuttings: dict[Hashable, Assembled[_Open]] = {}  # what was cut where under which identification
         self._whole: dict[Hashable, list[_Open]] = {}  # IPv4 packets by identification, as far as they are indexed
         self._indexed = 0
 
@@ -170,17 +171,23 @@ class _Follower:
         piece = identity.piece
         if piece is None or event.direction != "out":
             return None
+        cutting = (event.ns, piece.kind, piece.protocol, piece.ident)
         for made in self._datagrams.cut_from(event.ns, piece, event.time):
+            # Further pieces of two datagrams may be equal; their first pieces were not, and went ahead.
+            if self._cuttings.get(cutting, made) is not made:
+                continue
             same = made.owners.get((piece.offset, len(piece.data)))
-            known = self._among([same] if same is not None else [], event, place, identity)
-            if known is not None:
-                return known
-            if found := self._new_piece(made.lead, event, place, identity):
+            found = self._among([same] if same is not None else [], event, place, identity)
+            found = found or self._new_piece(made.lead, event, place, identity)
+            if found is not None:
+                self._cuttings[cutting] = made
                 return found
         for lead in self._of_identification(piece):
             whole = self._as_it_came(lead, event)
-            if whole is not None and is_part(piece, whole) and (found := self._new_piece(lead, event, place, identity)):
-                return found
+            if whole is not None and is_part(piece, whole):
+                found = self._new_piece(lead, event, place, identity)
+                if found is not None:
+                    return found
         return None
 
     def _new_piece(self, lead: _Open, event: Event, place: Hashable, identity: Identity) -> _Open | None:

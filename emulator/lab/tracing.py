@@ -31,12 +31,16 @@ def sort_journeys(
 
 
 def _is_request(packet: Packet, answer: ProbeAnswer) -> bool:
+    if packet.fragment_offset:
+        return False  # a further piece: it has neither ports nor an ICMP type
     if packet.protocol not in _PROTOCOLS[answer.protocol] or packet.target != answer.address:
         return False
     return packet.icmp_type in (8, 128) if answer.protocol == "icmp" else packet.target_port == answer.port
 
 
 def _is_reply(packet: Packet, answer: ProbeAnswer) -> bool:
+    if packet.fragment_offset:
+        return False
     if packet.protocol not in _PROTOCOLS[answer.protocol] or packet.source != answer.address:
         return False
     return packet.icmp_type in (0, 129) if answer.protocol == "icmp" else packet.source_port == answer.port

@@ -118,6 +118,12 @@ def test_a_datagram_is_whole_only_where_all_its_fragments_came_in() -> None:
     assert len(missing.see("n1:cni0", "in", ping()).followed().uncorrelated) == 1
 
 
+def test_fragments_that_came_by_two_ways_are_put_together_nowhere() -> None:
+    first, second = pieces(ping())
+    trip = Trip().see("pod:eth0", "out", first, second).see("n1:veth1", "in", first).see("n2:veth1", "in", second)
+    assert len(trip.see("n2:cni0", "in", ping()).followed().uncorrelated) == 1
+
+
 def test_fragments_may_come_in_any_order() -> None:
     trip = Trip().see("pod:eth0", "out", *pieces(ping())).see("n1:veth1", "in", *reversed(pieces(ping())))
     followed = trip.see("n1:cni0", "in", ping()).followed()
@@ -158,6 +164,36 @@ def test_fragments_of_one_flow_are_not_mixed_up() -> None:
     trip.see("n1:eth0", "out", ping(ident=8, ttl=63), ping(ident=7, ttl=63))
     journeys = trip.followed().journeys
     assert [(each.hops[0].packet.ip_id, len(each.hops)) for each in journeys] == [(7, 3), (7, 2), (8, 3), (8, 2)]
+
+
+def test_ipv6_datagrams_are_told_apart_by_what_they_hold() -> None:
+    """New identifications, the same flow label, the same places to cut: only the content says which is which."""
+    trip = Trip()
+    for number in (1, 2):
+        one = ping6()
+        one[ICMPv6EchoRequest].data = bytes([number]) + DATA
+        trip.see("pod:eth0", "out", *pieces6(one, number)).see("n1:veth1", "in", *pieces6(one, number))
+    for number in (2, 1):
+        one = ping6(ttl=63)
+        one[ICMPv6EchoRequest].data = bytes([number]) + DATA
+        trip.see("n1:eth0", "out", *pieces6(one, 90 + number))
+    journeys = trip.followed().journeys
+    assert [len(each.hops) for each in journeys] == [3, 3, 3, 3]
+    leads = [each for each in journeys if not each.hops[0].packet.fragment_offset]
+    assert [{hop.packet.digest for hop in each.hops} for each in leads] == [
+        {each.hops[0].packet.digest} for each in leads
+    ]
+
+
+def test_ipv4_datagrams_that_hold_the_same_are_told_apart_by_their_identification() -> None:
+    trip = Trip()
+    for ident in (7, 8):
+        trip.see("pod:eth0", "out", *pieces(ping(ident=ident))).see("n1:veth1", "in", *pieces(ping(ident=ident)))
+    trip.see("n1:eth0", "out", *pieces(ping(ident=8, ttl=63), 800), *pieces(ping(ident=7, ttl=63), 800))
+    journeys = {each.id: each for each in trip.followed().journeys}
+    for each in journeys.values():
+        assert each.hops[0].packet.ip_id == journeys[each.about].hops[0].packet.ip_id
+        assert len({hop.packet.ip_id for hop in each.hops}) == 1
 
 
 @pytest.mark.parametrize("seen_whole", [True, False], ids=["seen whole", "never seen whole"])
