@@ -24,6 +24,11 @@ STYLES = ("flannel:vxlan", "flannel:host-gw", "calico:bgp", "kindnet")
 CASES = [
     *((style, name) for style in STYLES for name in TOPOLOGIES),
     ("flannel:vxlan-directrouting", "racks"),
+    ("calico:vxlan", "three-nodes"),
+    ("calico:vxlan", "dual-stack"),
+    ("calico:vxlan-crosssubnet", "racks"),
+    ("calico:ipip", "three-nodes"),
+    ("calico:ipip-crosssubnet", "racks"),
     ("canal", "three-nodes"),
     ("canal", "single-node"),
     ("canal", "racks"),
