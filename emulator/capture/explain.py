@@ -8,34 +8,24 @@ if it alone can have made the translation. Where nothing fits, nothing is said.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from ipaddress import ip_address, ip_interface, ip_network
-from typing import NamedTuple
 
 from emulator.capture.model import Hop, Journey, Packet, Reason
-from emulator.capture.nat import Culprit, Hook, Translated, masquerading_table, translator
+from emulator.capture.nat import Culprit, Hook, Translated, dropper, masquerading_table, translator
+from emulator.capture.planned import Index, Planned, plain
 from emulator.plan.describe import describe
 from emulator.plan.iptables import rule_text
 from emulator.plan.model import (
     UNDERLAY,
     Address,
-    Bridge,
-    BridgePort,
-    FdbEntry,
     Ipip,
-    IpSet,
     IptablesRules,
     Neighbour,
-    NftTable,
     Plan,
     PlanObject,
     Route,
-    Sysctl,
-    Tun,
-    Veth,
     Vxlan,
 )
 
-MAIN_TABLE = 254
 ETHERNET_HEADER = 14  # bytes of a frame that the MTU does not count
 FRAGMENTATION_NEEDED = (3, 4)  # ICMP type and code; ICMPv6 has a type for it
 PACKET_TOO_BIG = 2
@@ -43,123 +33,12 @@ TIME_EXCEEDED = {"icmp": 11, "icmpv6": 3}
 Translation = tuple[str, str, str, str, int]
 
 
-class _Target(NamedTuple):
-    version: int
-    network: int
-    mask: int
-    length: int
-    metric: int
-    item: Route | Address
-
-
-class _Machine:
-    """What one namespace of the plan holds, arranged for look-up."""
-
-    def __init__(self) -> None:
-        self.cables: dict[str, tuple[Veth, str]] = {}  # with what the end in this namespace is there for
-        self.devices: dict[str, Bridge | Vxlan | Ipip | Tun] = {}
-        self.ports: dict[str, BridgePort] = {}
-        self.neighbours: dict[tuple[str, str], Neighbour] = {}
-        self.entries: dict[tuple[str, str], FdbEntry] = {}
-        self.sysctls: dict[str, Sysctl] = {}
-        self.addresses: set[str] = set()
-        self.tables: list[IptablesRules] = []
-        self.sets: list[IpSet] = []
-        self.nft: list[NftTable] = []
-        self.targets: list[_Target] = []
-        self._best: dict[str, Route | Address | None] = {}
-
-    def add_target(self, cidr: str, item: Route | Address, metric: int = 0) -> None:
-        network = ip_network(cidr, strict=False)
-        self.targets.append(
-            _Target(
-                network.version, int(network.network_address), int(network.netmask), network.prefixlen, metric, item
-            )
-        )
-
-    def mtu(self, ns: str, device: str) -> tuple[int, PlanObject | None]:
-        """The MTU of a device in bytes, and the device; 0 and None if the plan holds no such device."""
-        if device in self.devices:
-            return self.devices[device].mtu, self.devices[device]
-        if device not in self.cables:
-            return 0, None
-        veth = self.cables[device][0]
-        near = (veth.ns, veth.name) == (ns, device)
-        return veth.mtu if near else veth.peer_mtu or veth.mtu, veth
-
-    def best(self, address: str) -> Route | Address | None:
-        """The longest match of the main table; an Address stands for the connected route that it brings."""
-        if address not in self._best:
-            self._best[address] = self._longest(address)
-        return self._best[address]
-
-    def _longest(self, address: str) -> Route | Address | None:
-        try:
-            parsed = ip_address(address)
-        except ValueError:
-            return None
-        number = int(parsed)
-        fitting = [
-            each for each in self.targets if each.version == parsed.version and number & each.mask == each.network
-        ]
-        return max(fitting, key=lambda each: (each.length, -each.metric)).item if fitting else None
-
-
-class _Index:
-    def __init__(self, plan: Plan) -> None:
-        self.machines: dict[str, _Machine] = {}
-        self.owners: dict[str, str] = {}
-        for item in plan:
-            self._file(self.at(item.ns), item)
-
-    def at(self, ns: str) -> _Machine:
-        return self.machines.setdefault(ns, _Machine())
-
-    def _file(self, machine: _Machine, item: PlanObject) -> None:
-        match item:
-            case Veth():
-                machine.cables[item.name] = (item, item.why)
-                far = self.at(item.peer_ns)
-                far.cables[item.peer] = (item, item.peer_why or item.why)
-            case Bridge() | Vxlan() | Ipip() | Tun():
-                machine.devices[item.name] = item
-            case BridgePort():
-                machine.ports[item.device] = item
-            case Neighbour():
-                machine.neighbours[item.device, _plain(item.address)] = item
-            case FdbEntry():
-                machine.entries[item.device, item.mac] = item
-            case Sysctl():
-                machine.sysctls[item.name] = item
-            case IptablesRules():
-                machine.tables.append(item)
-            case IpSet():
-                machine.sets.append(item)
-            case NftTable():
-                machine.nft.append(item)
-            case Route() if item.table == MAIN_TABLE:
-                machine.add_target(item.destination, item, item.metric)
-            case Address():
-                interface = ip_interface(item.address)
-                address = str(interface.ip)
-                machine.addresses.add(address)
-                self.owners.setdefault(address, item.ns)
-                if item.prefix_route and interface.network.prefixlen < interface.ip.max_prefixlen:
-                    machine.add_target(item.address, item)
-            case _:
-                pass
-
-
-def _plain(address: str) -> str:
-    return str(ip_address(address.partition("/")[0]))
-
-
 def explain(journeys: Iterable[Journey], plan: Plan) -> list[Journey]:
     """The journeys with reasons at their hops and a verdict, without the copies that switches flooded.
 
     Journeys in order of time: a reply is translated back by what translated the request before.
     """
-    index = _Index(plan)
+    index = Index(plan)
     translations: dict[tuple[str, Translation], Reason] = {}
     explained = []
     for journey in journeys:
@@ -173,12 +52,12 @@ def explain(journeys: Iterable[Journey], plan: Plan) -> list[Journey]:
 
 def verdict(journey: Journey, plan: Plan, target_ns: str) -> str:
     """``delivered``, or where the packet was last seen, with the plan's reason if it has one."""
-    index = _Index(plan)
+    index = Index(plan)
     hops, _ = _on_path(journey, index)
     return _verdict(hops, index, target_ns)
 
 
-def _verdict(hops: Sequence[Hop], index: _Index, target_ns: str) -> str:
+def _verdict(hops: Sequence[Hop], index: Index, target_ns: str) -> str:
     last = hops[-1]
     if last.ns == target_ns and (last.direction == "in" or len({hop.ns for hop in hops}) == 1):
         return "delivered"
@@ -191,10 +70,31 @@ def _verdict(hops: Sequence[Hop], index: _Index, target_ns: str) -> str:
         return f"{ending}: {describe(route)}: {route.why}"
     if last.packet.ttl == 1 and last.packet.target not in machine.addresses:
         return f"{ending}: its TTL was used up"
-    return ending
+    culprit = _dropper(last, machine)
+    return f"{ending}: {culprit.subject}: {culprit.why}" if culprit is not None else ending
 
 
-def _on_path(journey: Journey, index: _Index) -> tuple[tuple[Hop, ...], int]:
+def _dropper(last: Hop, machine: Planned) -> Reason | None:
+    """The rule that dropped a packet on its way through a machine, if that is certain."""
+    packet = last.packet
+    if packet.target in machine.addresses or not packet.version:
+        return None
+    way = machine.way(packet, packet.source, last.device, "")
+    seen = Translated(
+        packet.version,
+        packet.protocol,
+        packet.source,
+        packet.target,
+        packet.source_port,
+        packet.target_port,
+        last.device,
+        way.item.device if way is not None else "",
+    )
+    culprit = dropper(seen, machine.tables, machine.sets)
+    return _rule(culprit) if culprit is not None else None
+
+
+def _on_path(journey: Journey, index: Index) -> tuple[tuple[Hop, ...], int]:
     """The hops without copies of a frame that a switch flooded to machines that it was not addressed to.
 
     Such a copy comes in, addressed to someone else, on a device that is no bridge port, and goes no further. Gone
@@ -244,7 +144,7 @@ def _reason(item: PlanObject, why: str = "") -> Reason:
 
 
 def _reasons(
-    number: int, hops: Sequence[Hop], index: _Index, translations: dict[tuple[str, Translation], Reason]
+    number: int, hops: Sequence[Hop], index: Index, translations: dict[tuple[str, Translation], Reason]
 ) -> list[Reason]:
     hop, before = hops[number], hops[number - 1] if number else None
     machine, packet = index.at(hop.ns), hop.packet
@@ -269,7 +169,9 @@ def _reasons(
         elif cable is not None:
             reasons.append(_reason(cable[0], cable[1]))
     elif packet.version:
-        reasons += _outward(hop, before, machine)
+        reasons += _outward(hop, before, machine, _entered(hops[:number], hop.ns))
+        if before is not None and (before.ns, before.direction, before.packet.ttl) == (hop.ns, "in", packet.ttl):
+            reasons += [_reason(item) for item in machine.tables if _touches_ttl(item)]
     elif packet.arp_operation == 2:
         proxy = machine.sysctls.get(f"net/ipv4/conf/{hop.device}/proxy_arp")
         if proxy is not None and proxy.value == "1" and packet.source not in machine.addresses:
@@ -277,27 +179,43 @@ def _reasons(
     return reasons
 
 
-def _outward(hop: Hop, before: Hop | None, machine: _Machine) -> list[Reason]:
+def _entered(hops: Sequence[Hop], ns: str) -> str:
+    """The device that the packet came into ``ns`` by; empty if it was made there."""
+    return next((each.device for each in reversed(hops) if each.ns == ns and each.direction == "in"), "")
+
+
+def _touches_ttl(item: IptablesRules) -> bool:
+    return item.table == "mangle" and any(jump.rule.args[-3:-1] == ("TTL", "--ttl-inc") for jump in item.jumps)
+
+
+def _outward(hop: Hop, before: Hop | None, machine: Planned, entered: str) -> list[Reason]:
     """Why a packet leaves by a device that is no bridge port: the route, and what it resolved to."""
     packet, tunnel = hop.packet, hop.packet.tunnel
     if tunnel is None:
-        return _routed(packet.target, packet.target_mac, hop.device, machine)
+        # Sources are translated after routing: what was routed is the packet of the hop before.
+        source = before.packet.source if before is not None and before.ns == hop.ns else packet.source
+        way = machine.way(packet, source, entered, hop.device)
+        if way is None:
+            return []
+        found = _routed(way.item, packet.target, packet.target_mac, hop.device, machine)
+        return [_reason(way.rule), *found] if found and way.rule is not None else found
+    outside = machine.best(tunnel.target)
+    found = _routed(outside, tunnel.target, tunnel.target_mac, hop.device, machine)
     if before is not None and before.packet.tunnel is None and before.ns == hop.ns:
         reasons = []
         entry = machine.entries.get((before.device, packet.target_mac))
-        if entry is not None and _plain(entry.remote) == tunnel.target:
+        if entry is not None and plain(entry.remote) == tunnel.target:
             reasons.append(_reason(entry))
         device = machine.devices.get(before.device)
         if isinstance(device, Vxlan) and device.vni == tunnel.vni and device.port == tunnel.target_port:
             reasons.append(_reason(device))
         if isinstance(device, Ipip) and tunnel.kind == "ipip":
             reasons.append(_reason(device))
-        return reasons + _routed(tunnel.target, tunnel.target_mac, hop.device, machine)
-    return _routed(tunnel.target, tunnel.target_mac, hop.device, machine)
+        return reasons + found
+    return found
 
 
-def _routed(target: str, target_mac: str, device: str, machine: _Machine) -> list[Reason]:
-    item = machine.best(target)
+def _routed(item: Route | Address | None, target: str, target_mac: str, device: str, machine: Planned) -> list[Reason]:
     if isinstance(item, Address):
         if item.device != device:
             return []
@@ -312,11 +230,11 @@ def _routed(target: str, target_mac: str, device: str, machine: _Machine) -> lis
             return []
     reasons = [_reason(item)]
     if item.via:
-        gateway = machine.best(item.via)
+        gateway = machine.beyond(item)
         # The route to the gateway is worth a word if somebody made it for that purpose: 169.254.1.1 of Calico.
         if isinstance(gateway, Route) and gateway.scope == "link" and gateway.device == device and gateway != item:
             reasons.append(_reason(gateway))
-    return reasons + _resolved(machine.neighbours.get((device, _plain(item.via or target))), target_mac)
+    return reasons + _resolved(machine.neighbours.get((device, plain(item.via or target))), target_mac)
 
 
 def _resolved(neighbour: Neighbour | None, target_mac: str) -> list[Reason]:
@@ -324,15 +242,13 @@ def _resolved(neighbour: Neighbour | None, target_mac: str) -> list[Reason]:
 
 
 def _translated(
-    number: int, hops: Sequence[Hop], machine: _Machine, translations: dict[tuple[str, Translation], Reason]
+    number: int, hops: Sequence[Hop], machine: Planned, translations: dict[tuple[str, Translation], Reason]
 ) -> list[Reason]:
     hop, before = hops[number], hops[number - 1]
     old, new = before.packet, hop.packet
     if hop.ns != before.ns or (old.source, old.target) == (new.source, new.target):
         return []
-    entered = next(
-        (each.device for each in reversed(hops[:number]) if each.ns == hop.ns and each.direction == "in"), ""
-    )
+    entered = _entered(hops[:number], hop.ns)
     # A reply is turned back by the entry of its connection, whatever the rules say.
     undone = translations.get((hop.ns, _flow(old)))
     if undone is not None:
@@ -366,7 +282,7 @@ def _translated(
     return reasons
 
 
-def _reassembled(hop: Hop, before: Hop, machine: _Machine) -> list[Reason]:
+def _reassembled(hop: Hop, before: Hop, machine: Planned) -> list[Reason]:
     """Why fragments have become one packet since the hop before, or a packet fragments."""
     old, new = before.packet, hop.packet
     if hop.ns != before.ns or old.more_fragments == new.more_fragments or old.fragment_offset or new.fragment_offset:
@@ -398,7 +314,7 @@ def _rule(culprit: Culprit) -> Reason:
     return Reason(subject, culprit.rules.component, culprit.rule.why or culprit.rules.why)
 
 
-def _origin(hop: Hop, machine: _Machine) -> list[Reason]:
+def _origin(hop: Hop, machine: Planned) -> list[Reason]:
     """Why an ICMP error was sent, as far as the plan tells."""
     packet = hop.packet
     if packet.quoted is None or hop.direction != "out":

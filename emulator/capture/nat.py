@@ -1,8 +1,8 @@
-"""Which rule of the plan's nat tables translated a packet.
+"""Which rule of the plan's iptables translated a packet, or dropped it.
 
 The capture shows that a source or target changed; the plan shows the rules. What the capture does not show (marks,
 connection state) is left open: a rule that depends on it may or may not have matched, and both ways are followed.
-Only if one single rule can have done it is it named.
+Only if one single rule can have done it is it named. A rule that dropped a packet is named if that is certain.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from typing import Literal
 from emulator.plan.model import Chain, IpSet, IptablesRules, NftTable, Rule
 
 Hook = Literal["PREROUTING", "POSTROUTING", "OUTPUT"]
+Route = Literal["PREROUTING", "FORWARD"]
+Table = Literal["raw", "mangle", "filter"]
+End = Literal["drop", "pass", "return", "open"]
 SOURCE_TARGETS = ("MASQUERADE", "SNAT", "NETMAP")
 TARGET_TARGETS = ("DNAT", "REDIRECT", "NETMAP")
 _ENDS = ("ACCEPT", "DROP", "MASQUERADE", "SNAT", "DNAT", "REDIRECT", "NETMAP")
@@ -35,6 +38,7 @@ _LONG = {
 }
 _PROTOCOLS = {"1": "icmp", "6": "tcp", "17": "udp", "58": "icmpv6", "ipv6-icmp": "icmpv6"}
 _NFT_SOURCE_NAT = re.compile(r"^\s.*\b(masquerade|snat)\b", re.MULTILINE)
+_SWITCHES = ("--random-fully", "--random", "--limit-iface-in", "--limit-iface-out", "--restore-mark", "--save-mark")
 _IGNORED = ("--comment", "--random-fully", "--random", "--to-source", "--to-destination", "--to-ports", "--set-xmark")
 
 
@@ -72,6 +76,26 @@ def translator(
     found = list(_Walk(mine, members, packet, wanted).hook(hook))
     unique = {(each.chain, each.number, each.rules.owner): each for each in found}
     return next(iter(unique.values())) if len(unique) == 1 else None
+
+
+def dropper(packet: Translated, tables: Iterable[IptablesRules], sets: Iterable[IpSet]) -> Culprit | None:
+    """The rule that surely drops ``packet`` on its way through a machine that routes it; None where that is open."""
+    mine = [each for each in tables if each.family == packet.version]
+    members = {each.name: each for each in sets}
+    stages: tuple[tuple[Table, Route], ...] = (
+        ("raw", "PREROUTING"),
+        ("mangle", "PREROUTING"),
+        ("mangle", "FORWARD"),
+        ("filter", "FORWARD"),
+    )
+    for table, hook in stages:
+        walk = _Walk([each for each in mine if each.table == table], members, packet, ("DROP",))
+        end, culprit = walk.surely(hook)
+        if end == "drop":
+            return culprit
+        if end == "open":
+            return None
+    return None
 
 
 def masquerading_table(
@@ -136,6 +160,37 @@ class _Walk:
                 return True
         return False
 
+    def surely(self, hook: Route) -> tuple[End, Culprit | None]:
+        """How the packet leaves the hook, if that does not depend on what a capture does not show."""
+        jumps = [(each, jump) for each in self.tables for jump in each.jumps if jump.chain == hook]
+        inserted = [pair for pair in reversed(jumps) if pair[1].position == "insert"]
+        appended = [pair for pair in jumps if pair[1].position == "append"]
+        rules = [(owner, 0, jump.rule) for owner, jump in inserted + appended]
+        end, culprit = self._end_of(hook, rules, 0)
+        return ("pass" if end == "return" else end), culprit
+
+    def _end_of(
+        self, name: str, rules: Sequence[tuple[IptablesRules, int, Rule]], depth: int
+    ) -> tuple[End, Culprit | None]:
+        for owner, number, rule in rules:
+            matches, target = self.judge(rule)
+            if matches is False or (target not in (*_ENDS, "RETURN") and target not in self.chains):
+                continue
+            if matches is None or depth > 32:
+                return "open", None
+            if target == "DROP":
+                return "drop", Culprit(owner, name, number, rule)
+            if target in _ENDS:
+                return "pass", None
+            if target == "RETURN":
+                return "return", None
+            chain_owner, chain = self.chains[target]
+            inner = [(chain_owner, place, each) for place, each in enumerate(chain.rules, start=1)]
+            end, culprit = self._end_of(target, inner, depth + 1)
+            if end != "return":
+                return end, culprit
+        return "return", None
+
     def judge(self, rule: Rule) -> tuple[bool | None, str]:
         """Whether the rule matches (None: it depends on what a capture does not show), and its target."""
         result: bool | None = True
@@ -150,7 +205,7 @@ class _Walk:
             if word in ("-j", "-g"):
                 target = words.pop(0) if words else ""
                 continue
-            takes = 2 if word == "--match-set" else 0 if word in ("--random-fully", "--random") else 1
+            takes = 2 if word == "--match-set" else 0 if word in _SWITCHES else 1
             values, words = words[:takes], words[takes:]
             if word == "-m" or word in _IGNORED:
                 negated = False

@@ -1,0 +1,208 @@
+"""What a plan says about each namespace, arranged for the question of where a packet goes from there.
+
+Routes are looked up as the kernel does: policy rules by priority, and the longest match of the table that one names.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from ipaddress import ip_address, ip_interface, ip_network
+from typing import NamedTuple
+
+from emulator.capture.model import Packet
+from emulator.plan.model import (
+    Address,
+    Bridge,
+    BridgePort,
+    FdbEntry,
+    Ipip,
+    IpSet,
+    IptablesRules,
+    Neighbour,
+    NftTable,
+    Plan,
+    PlanObject,
+    PolicyRule,
+    Route,
+    Sysctl,
+    Tun,
+    Veth,
+    Vxlan,
+)
+
+MAIN_TABLE = 254
+MAIN_PRIORITY = 32766  # of the kernel's own rule that looks in the main table
+
+
+class _Target(NamedTuple):
+    version: int
+    network: int
+    mask: int
+    length: int
+    metric: int
+    item: Route | Address
+
+
+class Way(NamedTuple):
+    """Where a packet is sent by, and the policy rule that had its table looked up in; None for the main table's."""
+
+    item: Route | Address
+    rule: PolicyRule | None
+
+
+class Planned:
+    """What the plan puts into one namespace, arranged for look-up."""
+
+    def __init__(self) -> None:
+        self.cables: dict[str, tuple[Veth, str]] = {}  # with what the end in this namespace is there for
+        self.devices: dict[str, Bridge | Vxlan | Ipip | Tun] = {}
+        self.ports: dict[str, BridgePort] = {}
+        self.neighbours: dict[tuple[str, str], Neighbour] = {}
+        self.entries: dict[tuple[str, str], FdbEntry] = {}
+        self.sysctls: dict[str, Sysctl] = {}
+        self.addresses: set[str] = set()
+        self.tables: list[IptablesRules] = []
+        self.sets: list[IpSet] = []
+        self.nft: list[NftTable] = []
+        self.rules: list[PolicyRule] = []
+        self.targets: dict[int, list[_Target]] = {}  # by table
+        self._best: dict[str, Route | Address | None] = {}
+
+    def add_target(self, cidr: str, item: Route | Address, metric: int = 0, table: int = MAIN_TABLE) -> None:
+        network = ip_network(cidr, strict=False)
+        self.targets.setdefault(table, []).append(
+            _Target(
+                network.version, int(network.network_address), int(network.netmask), network.prefixlen, metric, item
+            )
+        )
+
+    def mtu(self, ns: str, device: str) -> tuple[int, PlanObject | None]:
+        """The MTU of a device in bytes, and the device; 0 and None if the plan holds no such device."""
+        if device in self.devices:
+            return self.devices[device].mtu, self.devices[device]
+        if device not in self.cables:
+            return 0, None
+        veth = self.cables[device][0]
+        near = (veth.ns, veth.name) == (ns, device)
+        return veth.mtu if near else veth.peer_mtu or veth.mtu, veth
+
+    def best(self, address: str) -> Route | Address | None:
+        """The longest match of the main table; an Address stands for the connected route that it brings."""
+        if address not in self._best:
+            self._best[address] = self._longest(address)
+        return self._best[address]
+
+    def way(self, packet: Packet, source: str, entered: str, device: str) -> Way | None:
+        """How a packet with ``source`` (before translation) that came in by ``entered`` gets out by ``device``.
+
+        Marks are not seen in a capture: a rule that wants one counts if it alone explains the device.
+        """
+        marked = None
+        for rule in (*self._before_main, None, *self._after_main):
+            if rule is not None and not _applies(rule, packet, source, entered):
+                continue
+            item = self.best(packet.target) if rule is None else self._longest(packet.target, rule.table)
+            if item is None:
+                continue
+            if rule is not None and rule.fwmark:
+                if marked is None and item.device == device:
+                    marked = Way(item, rule)
+            elif marked is not None and item.device != device:
+                return marked
+            else:
+                return Way(item, rule)
+        return marked
+
+    @cached_property
+    def _before_main(self) -> list[PolicyRule]:
+        return sorted((rule for rule in self.rules if rule.priority <= MAIN_PRIORITY), key=_priority)
+
+    @cached_property
+    def _after_main(self) -> list[PolicyRule]:
+        return sorted((rule for rule in self.rules if rule.priority > MAIN_PRIORITY), key=_priority)
+
+    def beyond(self, item: Route) -> Route | Address | None:
+        """How the route's gateway is reached."""
+        return self._longest(item.via, item.table) if item.table != MAIN_TABLE else self.best(item.via)
+
+    def _longest(self, address: str, table: int = MAIN_TABLE) -> Route | Address | None:
+        try:
+            parsed = ip_address(address)
+        except ValueError:
+            return None
+        number = int(parsed)
+        fitting = [
+            each
+            for each in self.targets.get(table, ())
+            if each.version == parsed.version and number & each.mask == each.network
+        ]
+        return max(fitting, key=lambda each: (each.length, -each.metric)).item if fitting else None
+
+
+def _priority(rule: PolicyRule) -> int:
+    return rule.priority
+
+
+def _applies(rule: PolicyRule, packet: Packet, source: str, entered: str) -> bool:
+    """Whether the rule is for the packet, its mark left open."""
+    return (
+        rule.family == packet.version
+        and (not rule.iif or rule.iif == entered)
+        and (not rule.source or ip_address(source) in ip_network(rule.source, strict=False))
+        and (not rule.destination or ip_address(packet.target) in ip_network(rule.destination, strict=False))
+    )
+
+
+class Index:
+    """Every namespace of a plan, and who has which address."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.machines: dict[str, Planned] = {}
+        self.owners: dict[str, str] = {}
+        for item in plan:
+            self._file(self.at(item.ns), item)
+
+    def at(self, ns: str) -> Planned:
+        """What the plan puts into ``ns``."""
+        return self.machines.setdefault(ns, Planned())
+
+    def _file(self, machine: Planned, item: PlanObject) -> None:
+        match item:
+            case Veth():
+                machine.cables[item.name] = (item, item.why)
+                far = self.at(item.peer_ns)
+                far.cables[item.peer] = (item, item.peer_why or item.why)
+            case Bridge() | Vxlan() | Ipip() | Tun():
+                machine.devices[item.name] = item
+            case BridgePort():
+                machine.ports[item.device] = item
+            case Neighbour():
+                machine.neighbours[item.device, plain(item.address)] = item
+            case FdbEntry():
+                machine.entries[item.device, item.mac] = item
+            case Sysctl():
+                machine.sysctls[item.name] = item
+            case IptablesRules():
+                machine.tables.append(item)
+            case IpSet():
+                machine.sets.append(item)
+            case NftTable():
+                machine.nft.append(item)
+            case PolicyRule():
+                machine.rules.append(item)
+            case Route():
+                machine.add_target(item.destination, item, item.metric, item.table)
+            case Address():
+                interface = ip_interface(item.address)
+                address = str(interface.ip)
+                machine.addresses.add(address)
+                self.owners.setdefault(address, item.ns)
+                if item.prefix_route and interface.network.prefixlen < interface.ip.max_prefixlen:
+                    machine.add_target(item.address, item)
+            case _:
+                pass
+
+
+def plain(address: str) -> str:
+    """An address without its prefix length, in its shortest spelling."""
+    return str(ip_address(address.partition("/")[0]))
