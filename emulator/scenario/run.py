@@ -220,7 +220,7 @@ class _Runner:
             whole = {item.id for item in (*requests, *replies)}
             fragmented += [item for item in others if item.kind == "fragment" and item.about in whole]
             results.append(self._flow_result(scenario, sent, answer, requests, pieces))
-            errors = [journey for journey in others if journey.kind == "error"]
+            errors = [item for item in others if item.kind == "error" and item.about in whole]
             for direction, found in (("request", requests), ("reply", replies), ("error", errors)):
                 journeys += [
                     FlowJourney(scenario, self._style, sent.step.id, direction, index, journey)  # type: ignore[arg-type]
