@@ -16,7 +16,7 @@ import pytest
 
 from emulator.kernel import registry
 from emulator.kernel.host_state import changes, snapshot
-from tests.kernel.chaos import VICTIMS, Strike, rampage, strike
+from tests.kernel.chaos import CALLER, LAB, PID_ONE, VICTIMS, Strike, rampage, strike
 
 pytestmark = pytest.mark.requires("netns", "veth", "vxlan", "ip", "mnexec")
 
@@ -63,7 +63,12 @@ def assert_harmless(strikes: Sequence[Strike], base: Path) -> None:
 
 
 def test_up_struck_18_times(base: Path) -> None:
-    assert_harmless(rampage(UP, times=18, horizon=typical(UP, DOWN), seed=1, undo=DOWN), base)
+    horizon = typical(UP, DOWN)
+    # A lab whose caller is gone has to end by itself: looking for it would end it too, as its folder goes then.
+    patient = ["sh", "-c", f'sleep {horizon}; exec "$@"', "sh", *DOWN]
+    strikes = rampage(UP, times=6, horizon=horizon, seed=4, undo=patient, victims=[CALLER])
+    strikes += rampage(UP, times=12, horizon=horizon, seed=1, undo=DOWN, victims=[LAB, PID_ONE])
+    assert_harmless(strikes, base)
 
 
 def test_run_struck_16_times(base: Path, tmp_path: Path) -> None:
