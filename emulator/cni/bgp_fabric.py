@@ -9,7 +9,7 @@ A router's end of a session with a node is what whoever runs the racks would con
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from emulator.cluster.model import Cluster, Machine
 from emulator.plan.addressing import contains, prefix_length
@@ -44,6 +44,34 @@ def gateway(machine: Machine, address: str) -> tuple[str, str]:
             break
         address = max(routes, key=lambda route: prefix_length(route.destination)).via
     return "", ""
+
+
+def owners(machines: Iterable[Machine]) -> dict[str, str]:
+    """Whose each address is."""
+    return {address: machine.name for machine in machines for address in addresses_of(machine)}
+
+
+def lost(
+    machines: Mapping[str, Machine],
+    owner_of: Mapping[str, str],
+    next_hop: Callable[[str], str],
+    start: str,
+    end: str,
+) -> str:
+    """Why packets from one machine do not get to another, if nothing wraps them; empty if they do. ``next_hop`` is the
+    address that a machine sends them to, its own routes willing."""
+    here, passed = start, [start]
+    while here != end:
+        via, _ = gateway(machines[here], next_hop(here))
+        if via not in owner_of:
+            return f"{here} has no route"
+        here = owner_of[via]
+        if here in passed or machines[here].kind == "host":
+            return f"they go round in circles: {' > '.join([*passed, here])}"
+        if machines[here].kind == "node" and here != end:
+            return f"{passed[-1]} sends them to {here}"
+        passed.append(here)
+    return ""
 
 
 def fabric_sessions(cluster: Cluster) -> Iterator[Session]:

@@ -24,6 +24,8 @@ from emulator.cni.bgp_fabric import (
     addresses_of,
     fabric_sessions,
     gateway,
+    lost,
+    owners,
     protocol_name,
     router_daemon,
     router_end,
@@ -356,36 +358,22 @@ def check_reachable(cluster: Cluster, settings: Settings) -> None:
     """Raise UserError if packets without encapsulation would get lost between two nodes: a router in between that does
     not know the pods, or no session."""
     network = network_of(cluster, settings)
-    owner_of = {address: machine.name for machine in cluster.topology.machines for address in addresses_of(machine)}
+    owner_of = owners(cluster.topology.machines)
     machines = {machine.name: machine for machine in cluster.topology.machines}
     for node in cluster.nodes:
         for peer in cluster.nodes:
             for block in peer.pod_ranges if peer.name != node.name else ():
                 if is_felixs(settings, block):
                     continue
-                if reason := _lost(network, machines, owner_of, node.name, peer, block):
+                ways = network.ways(block, peer)
+
+                def next_hop(here: str, ways: dict[str, Path] = ways, block: str = block) -> str:
+                    return ways[here].next_hop if here in ways else block.partition("/")[0]
+
+                if reason := lost(machines, owner_of, next_hop, node.name, peer.name):
                     raise UserError(
                         f"calico without encapsulation: packets from {node.name} to the pods of {peer.name} ({block}) "
                         f"get lost: {reason}",
                         hint="use calico:vxlan or calico:ipip, or have the routers learn the blocks: BGPPeer objects "
                         "with the routers' addresses, which need an asn in the topology (docs/calico.md)",
                     )
-
-
-def _lost(
-    network: Network, machines: Mapping[str, Machine], owner_of: Mapping[str, str], start: str, peer: Node, block: str
-) -> str:
-    ways, here, passed = network.ways(block, peer), start, [start]
-    while here != peer.name:
-        machine = machines[here]
-        target = ways[here].next_hop if here in ways else block.partition("/")[0]
-        via, _ = gateway(machine, target)
-        if via not in owner_of:
-            return f"{here} has no route"
-        here = owner_of[via]
-        if here in passed or machines[here].kind == "host":
-            return f"they go round in circles: {' > '.join([*passed, here])}"
-        if machines[here].kind == "node" and here != peer.name:
-            return f"{passed[-1]} sends them to {here}"
-        passed.append(here)
-    return ""
