@@ -79,6 +79,15 @@ def test_ls_and_status(lab: None) -> None:
     assert "the kernel holds exactly the plan" in ok("status", "--verify")
 
 
+def test_lab_that_stays_is_meant_although_a_private_one_runs(lab: None) -> None:
+    from emulator import Lab
+
+    with Lab("single-node", name="private"):
+        assert [record["name"] for record in as_json("ls")] == ["flannel", "private"]
+        assert as_json("status")["name"] == "flannel"
+        assert as_json("status", "--lab", "private")["name"] == "private"
+
+
 def test_status_tells_what_differs_from_the_plan_and_fails(lab: None) -> None:
     ok("exec", "n1", "--", "ip", "route", "add", "blackhole", "10.99.0.0/16")
     done = cnilab("status", "--verify")
