@@ -4,15 +4,44 @@ from __future__ import annotations
 
 from functools import cache
 
-from emulator.scenario.load import find_scenarios, load_scenario, scenario_names
+import pytest
+from _pytest.mark.structures import ParameterSet
+
+from emulator.cni.styles import load_style
+from emulator.scenario.load import Loaded, find_scenarios, load_scenario, scenario_names
+from emulator.scenario.model import for_style
 from emulator.scenario.run import Outcome, run_scenario
 
 STYLES = ("flannel", "flannel:host-gw", "calico")
 SCENARIOS = tuple(scenario_names())
+ROUTED = "connectivity/racks"  # nodes on several segments: only tunnels reach across
+ROUTED_STYLES = ("flannel", "flannel:directrouting")
+
+
+@cache
+def loaded(scenario: str) -> Loaded:
+    """One shipped scenario."""
+    (path,) = find_scenarios(scenario)
+    return load_scenario(path)
 
 
 @cache
 def outcome(scenario: str, style: str) -> Outcome:
     """One shipped scenario under one style, really run."""
-    (path,) = find_scenarios(scenario)
-    return run_scenario(load_scenario(path), style)
+    return run_scenario(loaded(scenario), style)
+
+
+def case(scenario: str, style: str) -> ParameterSet:
+    """Both as test parameters, skipped where the kernel or the machine lacks what they require."""
+    needed = (*load_style(style).requires, *loaded(scenario).scenario.requires)
+    return pytest.param(scenario, style, marks=pytest.mark.requires(*needed))
+
+
+def styles_of(scenario: str) -> tuple[str, ...]:
+    """The styles that a scenario is run under."""
+    limits = dict.fromkeys(loaded(scenario).scenario.styles, True)
+    styles = ROUTED_STYLES if scenario == ROUTED else STYLES
+    return tuple(style for style in styles if not limits or for_style(limits, style))
+
+
+CASES = [case(scenario, style) for scenario in SCENARIOS for style in styles_of(scenario)]
