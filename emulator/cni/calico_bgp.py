@@ -231,6 +231,7 @@ def node_bgp(cluster: Cluster, node: Node, settings: Settings) -> Iterator[AnyOb
         files=(NODE_CONFIG,),
         reload=("birdc", "-s", NODE_SOCKET, "configure"),
         ready_socket=NODE_SOCKET,
+        again=("-R",),  # a graceful restart: keep what the kernel has until the peers have told everything anew
         component=BIRD,
         why="tells the other nodes this node's blocks and puts theirs into the kernel",
     )

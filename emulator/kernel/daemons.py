@@ -140,7 +140,7 @@ class Supervisor:
         """Start a daemon again, after stopping it if it runs. Raises NotFound, DaemonError."""
         item = self._find(ns, name).item
         self.stop([item], lambda _: None)
-        self.start([item], lambda _: None)
+        self._await([self._spawn(item, again=True)])
 
     # ------------------------------------------------------------ looking
 
@@ -189,7 +189,7 @@ class Supervisor:
         except KeyError:
             raise NotFound(f"there is no daemon {name} in {ns}") from None
 
-    def _spawn(self, item: Daemon) -> _Running:
+    def _spawn(self, item: Daemon, *, again: bool = False) -> _Running:
         log = self.log_path(item.ns, item.name)
         os.makedirs(os.path.dirname(log), exist_ok=True)
 
@@ -197,7 +197,7 @@ class Supervisor:
             if item.ready_socket.startswith("/run/"):
                 os.makedirs(os.path.dirname(item.ready_socket), exist_ok=True)  # as the real container's start script
             return subprocess.Popen(
-                item.argv,
+                (*item.argv, *item.again) if again else item.argv,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

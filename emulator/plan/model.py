@@ -345,7 +345,8 @@ class Daemon(PlanObject, frozen=True, kw_only=True):
     """A supervised process in a node, in the foreground.
 
     ``files`` are the paths of the :class:`File` objects that it reads; when one changes, ``reload`` is
-    run, or the daemon is restarted if that is empty. It counts as ready once the Unix socket
+    run, or the daemon is restarted if that is empty. ``again`` are further arguments for when it is started after it
+    died, with traces of its former life about. It counts as ready once the Unix socket
     ``ready_socket`` accepts connections (empty: as soon as it runs).
     """
 
@@ -354,6 +355,7 @@ class Daemon(PlanObject, frozen=True, kw_only=True):
     files: tuple[str, ...] = ()
     reload: tuple[str, ...] = ()
     ready_socket: str = ""
+    again: tuple[str, ...] = ()
 
     @property
     def key(self) -> Key:
