@@ -171,7 +171,7 @@ def _reasons(
     elif packet.version:
         reasons += _outward(hop, before, machine, _entered(hops[:number], hop.ns))
         if before is not None and (before.ns, before.direction, before.packet.ttl) == (hop.ns, "in", packet.ttl):
-            reasons += [_reason(item) for item in machine.tables if _touches_ttl(item)]
+            reasons += _ttl_kept(machine)
     elif packet.arp_operation == 2:
         proxy = machine.sysctls.get(f"net/ipv4/conf/{hop.device}/proxy_arp")
         if proxy is not None and proxy.value == "1" and packet.source not in machine.addresses:
@@ -184,8 +184,14 @@ def _entered(hops: Sequence[Hop], ns: str) -> str:
     return next((each.device for each in reversed(hops) if each.ns == ns and each.direction == "in"), "")
 
 
-def _touches_ttl(item: IptablesRules) -> bool:
-    return item.table == "mangle" and any(jump.rule.args[-3:-1] == ("TTL", "--ttl-inc") for jump in item.jumps)
+def _ttl_kept(machine: Planned) -> list[Reason]:
+    """The rules that give a packet back what routing takes from its TTL."""
+    return [
+        _rule(Culprit(item, jump.chain, 0, jump.rule))
+        for item in machine.tables
+        for jump in item.jumps
+        if item.table == "mangle" and jump.rule.args[-3:-1] == ("TTL", "--ttl-inc")
+    ]
 
 
 def _outward(hop: Hop, before: Hop | None, machine: Planned, entered: str) -> list[Reason]:

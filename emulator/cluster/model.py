@@ -137,6 +137,7 @@ class Vpc(msgspec.Struct, frozen=True, omit_defaults=True):
 
     ``router`` is the machine that stands for the fabric; empty until a style lays it. ``public`` maps private
     addresses to public ones. The warm targets are those of ipamd; ``warm_ips`` 0 leaves it to ``warm_enis``.
+    ``unchecked`` are the instances whose source/destination check is off.
     """
 
     cidrs: tuple[str, ...]
@@ -146,6 +147,7 @@ class Vpc(msgspec.Struct, frozen=True, omit_defaults=True):
     nat_gateways: tuple[NatGateway, ...] = ()
     warm_enis: int = 1
     warm_ips: int = 0
+    unchecked: tuple[str, ...] = ()
     router: str = ""
     public: tuple[tuple[str, str], ...] = ()
 

@@ -144,6 +144,7 @@ class VpcEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="
     nat_gateways: list[NatGatewayEntry] = []
     warm_enis: int = msgspec.field(name="warmENITarget", default=1)
     warm_ips: int = msgspec.field(name="warmIPTarget", default=0)
+    no_source_dest_check: list[str] = []
 
 
 class TopologyFile(msgspec.Struct, frozen=True):

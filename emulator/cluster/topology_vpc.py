@@ -88,6 +88,7 @@ class _Reader:
             ),
             warm_enis=entry.warm_enis,
             warm_ips=entry.warm_ips,
+            unchecked=self.unchecked(),
         )
 
     def wrong(self, path: str, reason: str) -> None:
@@ -137,6 +138,12 @@ class _Reader:
             linked |= {link.from_ for link in self.file.links if link.to == node.name} | {node.switch}
             for switch in sorted(linked & set(self.switches) - named):
                 self.wrong("subnets", f"switch {switch} has nodes and is not one of them")
+
+    def unchecked(self) -> tuple[str, ...]:
+        instances = [each.name for group in (self.file.nodes, self.file.hosts) for each in group]
+        for number, name in enumerate(self.entry.no_source_dest_check):
+            self.known(name, instances, "node or host", f"noSourceDestCheck[{number}]")
+        return tuple(self.entry.no_source_dest_check)
 
     def subnets_lie_in(self, cidrs: tuple[str, ...], subnets: tuple[VpcSubnet, ...]) -> None:
         for number, subnet in enumerate(subnets):

@@ -91,7 +91,7 @@ def vpc_router(cluster: Cluster, vpc: Vpc, router: Machine) -> Iterator[AnyObjec
             ),
         )
     yield from _route_tables(cluster.topology, vpc, ns, attached)
-    yield from _source_destination_check(ns, attached)
+    yield from _source_destination_check(ns, [eni for eni in attached if eni.machine not in vpc.unchecked])
 
 
 def internet_gateway(vpc: Vpc, gateway: Machine) -> Iterator[AnyObject]:
@@ -298,6 +298,8 @@ def _routes(topology: Topology, vpc: Vpc, ns: str, table: RouteTable, number: in
 def _source_destination_check(ns: str, attached: list[_Attached]) -> Iterator[AnyObject]:
     """EC2's default: an instance may neither send from nor get packets for an address that its ENI does not have."""
     names = {eni.port: _set_name(eni.port) for eni in attached}
+    if not attached:
+        return
     for eni in attached:
         yield IpSet(
             ns=ns,

@@ -138,7 +138,7 @@ def _policy_rule(item: PolicyRule) -> str:
             words.append(f"{word} {value}")
     if item.fwmark or item.fwmask:
         words.append(f"fwmark {item.fwmark:#x}/{item.fwmask:#x}")
-    return " ".join([*words, f"lookup {item.table}"])
+    return " ".join([*words, f"lookup {'main' if item.table == MAIN_TABLE else item.table}"])
 
 
 @describe.register

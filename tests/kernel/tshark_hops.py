@@ -25,7 +25,7 @@ MACS = ("eth.src", "eth.dst")
 ADDRESSES = {4: ("ip.src", "ip.dst", "ip.ttl"), 6: ("ipv6.src", "ipv6.dst", "ipv6.hlim")}
 VXLAN = ("udp.dstport", "vxlan.vni")
 FLANNEL_PORT = "udp.port==8472,vxlan"  # tshark knows the registered port 4789 only
-_HASHED = re.compile(r"\b(veth|cali|tun-)[0-9a-f]{8,11}\b")
+_HASHED = re.compile(r"\b(veth|cali|eni|tun-)[0-9a-f]{8,11}\b")
 
 
 def ping_hops(lab: Lab, source: str, target: str, *, family: int = 4, size: int = 0) -> list[str]:
