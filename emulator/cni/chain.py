@@ -50,13 +50,13 @@ class Call(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """How it went. ``code`` is the exit status, negative for a signal. ``patience`` is the time in seconds that the
-    plugin was given if it did not end by itself, else 0; ``remarks`` say what else it did that it should not have."""
+    """How it went. ``code`` is the exit status, negative for a signal. ``killed`` says why the plugin was killed if it did
+    not end by itself (``did not end within 30 s``); ``remarks`` what else it did that it should not have."""
 
     code: int
     stdout: bytes
     stderr: str = ""
-    patience: float = 0.0
+    killed: str = ""
     remarks: tuple[str, ...] = ()
 
 
@@ -226,8 +226,8 @@ class Chain:
         """Whether the plugin ended well; what it did beside that is remarked. Raises PluginError."""
         for text in answer.remarks:
             self._remark(call.plugin, call.command, text)
-        if answer.patience:
-            raise _failure(call, f"did not end within {answer.patience:g} s and was killed{_last_words(answer)}")
+        if answer.killed:
+            raise _failure(call, f"{answer.killed} and was killed{_last_words(answer)}")
         if answer.code < 0:
             raise _failure(call, f"was killed by {_signal(-answer.code)}{_last_words(answer)}")
         if answer.code:

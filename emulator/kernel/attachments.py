@@ -607,8 +607,8 @@ def _mounts_of(number: int) -> list[str]:
 
 
 def _outcome(answer: Answer) -> str:
-    if answer.patience:
-        return "killed: it did not end"
+    if answer.killed:
+        return f"killed: {answer.killed}"
     words = "ok" if answer.code == 0 else f"status {answer.code}"
     stderr = " | ".join(answer.stderr.split("\n")).strip(" |")
     return f"{words}: {stderr[-500:]}" if stderr else words

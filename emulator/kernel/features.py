@@ -263,6 +263,14 @@ PROGRAMS: tuple[Program, ...] = (
     ),
     Program("bird", "calico", {"debian": "bird2", "fedora": "bird"}, least="2.0"),
     Program("tshark", "the tests", {"debian": "tshark", "fedora": "wireshark-cli"}, optional=True),
+    Program(
+        "cni-plugins",
+        "conflist's examples, the tests",
+        {"debian": "containernetworking-plugins", "fedora": "containernetworking-plugins"},
+        (),
+        optional=True,
+        file="/usr/lib/cni/bridge",
+    ),
     Program("wireshark", "captures on screen", {"debian": "wireshark", "fedora": "wireshark"}, optional=True),
 )
 

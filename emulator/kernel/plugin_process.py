@@ -60,32 +60,21 @@ def execute(call: Call, folders: Sequence[str], patience: float = PATIENCE) -> A
             f"plugin {call.plugin}, {call.command}: {path} cannot be started: {error.strerror}", plugin=call.plugin
         ) from error
     talk = _Conversation(process, call.stdin)
+    killed, remarks = "", []
     try:
-        in_time = talk.until_the_end(time.monotonic() + patience)
-        if not in_time:
+        if not talk.until_the_end(time.monotonic() + patience):
+            killed = f"printed more than {OUTPUT_LIMIT} bytes" if talk.flooded else f"did not end within {patience:g} s"
             end_all(process.pid, mark)
-            talk.until_the_end(time.monotonic() + GRACE)
-        held = in_time and not talk.output_ended(time.monotonic() + GRACE)
+        elif not talk.output_ended(time.monotonic() + GRACE):
+            left = ", ".join(f"{name} (pid {pid})" for pid, name in descendants(mark)) or "a process"
+            end_all(process.pid, mark)
+            remarks.append(
+                f"left {left} behind, with standard output open: a container runtime would wait for its end, for ever"
+            )
     finally:
         talk.close()
-    remarks = []
-    if held:
-        left = [f"{name} (pid {pid})" for pid, name in descendants(mark)]
-        end_all(process.pid, mark)
-        remarks.append(
-            f"left {', '.join(left) or 'a process'} behind, which kept standard output open: a container runtime would "
-            "wait for its end"
-        )
-    if talk.flooded:
-        remarks.append(f"printed more than {OUTPUT_LIMIT} bytes, of which no more were read")
     code = process.wait()
-    return Answer(
-        code if in_time else -signal.SIGKILL,
-        bytes(talk.stdout),
-        talk.stderr[-WORDS_LIMIT:].decode(errors="replace"),
-        0.0 if in_time else patience,
-        tuple(remarks),
-    )
+    return Answer(code, bytes(talk.stdout), talk.stderr[-WORDS_LIMIT:].decode(errors="replace"), killed, tuple(remarks))
 
 
 def descendants(mark: str) -> Iterator[tuple[int, str]]:
@@ -140,8 +129,9 @@ class _Conversation:
         self.flooded = False
 
     def until_the_end(self, deadline: float) -> bool:
-        """Talk until the plugin's process ends; whether that was before the deadline (of the monotonic clock)."""
-        while (left := deadline - time.monotonic()) > 0:
+        """Talk until the plugin's process ends; whether that was before the deadline (of the monotonic clock), and
+        before it had printed too much."""
+        while (left := deadline - time.monotonic()) > 0 and not self.flooded:
             if self._turn(left):
                 return True
         return False
@@ -177,7 +167,7 @@ class _Conversation:
 
     def _write(self) -> None:
         try:
-            self._pending = self._pending[os.write(self._input, self._pending) :]
+            self._pending = self._pending[_write(self._input, self._pending) :]
         except BlockingIOError:
             return
         except BrokenPipeError:
@@ -205,3 +195,15 @@ class _Conversation:
             self._open.discard(descriptor)
             self._poll.unregister(descriptor)
             os.close(descriptor)
+
+
+def _write(descriptor: int, data: memoryview) -> int:
+    """write(2), but BrokenPipeError even where SIGPIPE is not ignored, as in a process that was forked by PID 1."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})
+    try:
+        return os.write(descriptor, data)
+    except BrokenPipeError:
+        signal.sigtimedwait({signal.SIGPIPE}, 0)
+        raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
