@@ -22,6 +22,7 @@ from emulator.plan.model import (
     Neighbour,
     Plan,
     PlanObject,
+    PluginDevice,
     Route,
     Vxlan,
 )
@@ -105,7 +106,7 @@ def _on_path(journey: Journey, index: Index) -> tuple[tuple[Hop, ...], int]:
     gone: set[int] = set()
     for number, hop in enumerate(journey.hops):
         machine = index.at(hop.ns)
-        if not hop.promiscuous or hop.device in machine.ports or number == 0:
+        if not hop.promiscuous or machine.is_port(hop.device) or number == 0:
             continue
         if any(later.ns == hop.ns for later in journey.hops[number + 1 :]):
             continue
@@ -176,7 +177,16 @@ def _reasons(
         proxy = machine.sysctls.get(f"net/ipv4/conf/{hop.device}/proxy_arp")
         if proxy is not None and proxy.value == "1" and packet.source not in machine.addresses:
             reasons.append(_reason(proxy))
+    if not reasons and hop.device in machine.plugged:
+        reasons.append(_by_plugin(machine.plugged[hop.device]))
     return reasons
+
+
+def _by_plugin(device: PluginDevice) -> Reason:
+    """All that is known of a hop on a device of a CNI plugin's: what the device is, and whose."""
+    port = f", a port of {device.bridge}" if device.bridge else ""
+    words = f"{device.kind} {device.name} mtu {device.mtu}"
+    return Reason(words, f"{device.plugin} plugin", f"made by plugin {device.plugin}{port}")
 
 
 def _entered(hops: Sequence[Hop], ns: str) -> str:

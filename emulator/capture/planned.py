@@ -14,6 +14,7 @@ from emulator.plan.model import (
     Address,
     Bridge,
     BridgePort,
+    CniAttachment,
     FdbEntry,
     Ipip,
     IpSet,
@@ -22,6 +23,7 @@ from emulator.plan.model import (
     NftTable,
     Plan,
     PlanObject,
+    PluginDevice,
     PolicyRule,
     Route,
     Sysctl,
@@ -57,6 +59,7 @@ class Planned:
         self.cables: dict[str, tuple[Veth, str]] = {}  # with what the end in this namespace is there for
         self.devices: dict[str, Bridge | Vxlan | Ipip | Tun] = {}
         self.ports: dict[str, BridgePort] = {}
+        self.plugged: dict[str, PluginDevice] = {}  # what CNI plugins made
         self.neighbours: dict[tuple[str, str], Neighbour] = {}
         self.entries: dict[tuple[str, str], FdbEntry] = {}
         self.sysctls: dict[str, Sysctl] = {}
@@ -67,6 +70,10 @@ class Planned:
         self.rules: list[PolicyRule] = []
         self.targets: dict[int, list[_Target]] = {}  # by table
         self._best: dict[str, Route | Address | None] = {}
+
+    def is_port(self, device: str) -> bool:
+        """Whether a device is a port of a bridge, whoever made it."""
+        return device in self.ports or (device in self.plugged and self.plugged[device].bridge != "")
 
     def add_target(self, cidr: str, item: Route | Address, metric: int = 0, table: int = MAIN_TABLE) -> None:
         network = ip_network(cidr, strict=False)
@@ -176,6 +183,12 @@ class Index:
                 machine.devices[item.name] = item
             case BridgePort():
                 machine.ports[item.device] = item
+            case CniAttachment():
+                for device in item.devices:
+                    self.at(device.ns).plugged[device.name] = device
+                for address in map(plain, item.addresses):
+                    machine.addresses.add(address)
+                    self.owners.setdefault(address, item.ns)
             case Neighbour():
                 machine.neighbours[item.device, plain(item.address)] = item
             case FdbEntry():
