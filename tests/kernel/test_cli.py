@@ -298,7 +298,8 @@ def test_interrupted_up_leaves_nothing(base: Path) -> None:
         if running.returncode == 0:  # it was faster
             ok("down", "cut")
         else:
-            assert (running.returncode, out) == (130, b""), err
+            # -2: before the command itself had begun, Python ends by the signal
+            assert (running.returncode in (130, -signal.SIGINT), out) == (True, b""), err
         assert "cut" not in {record.name for record in registry.labs()}
         assert not (base / "cut").exists()
 
