@@ -104,8 +104,9 @@ def test_command_has_help_and_a_json_twin(name: str) -> None:
     assert command is not None
     assert command.name == name
     assert command.help
-    options = {option for parameter in command.params for option in parameter.opts}
-    assert ("--json" in options) != (name in WITHOUT_JSON)
+    for leaf in command.commands.values() if isinstance(command, click.Group) else [command]:
+        options = {option for parameter in leaf.params for option in parameter.opts}
+        assert ("--json" in options) != (name in WITHOUT_JSON)
 
 
 def test_help_names_every_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
