@@ -12,10 +12,12 @@ from emulator.scenario.load import Loaded, find_scenarios, load_scenario, scenar
 from emulator.scenario.model import for_style
 from emulator.scenario.run import Outcome, run_scenario
 
-STYLES = ("flannel", "flannel:host-gw", "calico")
+STYLES = ("flannel", "flannel:host-gw", "calico", "aws-vpc")
 SCENARIOS = tuple(scenario_names())
 ROUTED = "connectivity/racks"  # nodes on several segments: only tunnels reach across
-ROUTED_STYLES = ("flannel", "flannel:directrouting")
+ROUTED_STYLES = ("flannel", "flannel:directrouting", "aws-vpc")
+IPV6 = ("connectivity/dual-stack", "connectivity/ipv6")
+IPV4_ONLY = ("aws-vpc",)
 
 
 @cache
@@ -41,6 +43,8 @@ def styles_of(scenario: str) -> tuple[str, ...]:
     """The styles that a scenario is run under."""
     limits = dict.fromkeys(loaded(scenario).scenario.styles, True)
     styles = ROUTED_STYLES if scenario == ROUTED else STYLES
+    if scenario in IPV6:
+        styles = tuple(style for style in styles if style not in IPV4_ONLY)
     return tuple(style for style in styles if not limits or for_style(limits, style))
 
 
