@@ -26,6 +26,7 @@ BUILT_IN = {
     "canal": "emulator.cni.canal:load",
     "flannel": "emulator.cni.flannel:load",
     "kindnet": "emulator.cni.kindnet:load",
+    "kube-router": "emulator.cni.kube_router:load",
 }
 
 

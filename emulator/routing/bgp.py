@@ -48,6 +48,7 @@ class Session:
     port: int = 0
     password: str = ""
     restart_time: int = 0
+    prepend: tuple[int, ...] = ()  # put in front of the AS path for external peers, behind the own number
 
     @property
     def internal(self) -> bool:
@@ -133,7 +134,8 @@ def _told(path: Path | None, session: Session, router_id: str) -> Path | None:
     if not session.internal:
         # A third party's next hop stays where everybody is on one link; else the speaker puts itself there.
         keep = path.next_hop and (session.keep_next_hop or _one_link(path.source, session))
-        return Path(path.next_hop if keep else session.local_address, (session.local_asn, *path.as_path))
+        as_path = (session.local_asn, *session.prepend, *path.as_path)
+        return Path(path.next_hop if keep else session.local_address, as_path)
     if path.internal:
         assert path.source is not None
         if not (session.client or path.source.client):

@@ -32,6 +32,8 @@ CASES = [
     ("canal", "three-nodes"),
     ("canal", "single-node"),
     ("canal", "racks"),
+    *(("kube-router", name) for name in (*TOPOLOGIES, "racks")),
+    ("kube-router:full", "three-nodes"),
     *(("aws-vpc", name) for name in ("three-nodes", "single-node", "racks", "vpc")),
     ("aws-vpc:prefix", "three-nodes"),
     ("aws-vpc:external-snat", "single-node"),

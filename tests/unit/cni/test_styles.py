@@ -44,6 +44,8 @@ def test_another_distribution_adds_a_style(monkeypatch: pytest.MonkeyPatch) -> N
         ("aws-vpc:prefix", "prefix"),
         ("canal", "vxlan"),
         ("kindnet", "ptp"),
+        ("kube-router", "subnet"),
+        ("kube-router:full", "full"),
     ],
 )
 def test_a_spelling_means_a_mode(spec: str, mode: str) -> None:

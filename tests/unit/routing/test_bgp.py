@@ -59,6 +59,15 @@ def test_an_external_peer_puts_itself_between() -> None:
     assert (found["b"].next_hop, found["b"].as_path) == ("10.0.0.9", (64600, 64513))
 
 
+def test_a_prepended_number_stands_behind_the_own_and_makes_the_path_longer() -> None:
+    short = [*both("a", "b", 64513, 64514)]
+    assert settled([session("a", "b", 64513, 64514, prepend=(65000, 65000)), short[1]])["b"].as_path == (
+        64513,
+        65000,
+        65000,
+    )
+
+
 def test_who_finds_its_own_as_number_refuses() -> None:
     sessions = [*both("a", "r", 64512, 64600), *both("r", "b", 64600, 64512)]
     assert set(settled(sessions)) == {"r"}
