@@ -66,8 +66,12 @@ def matrix(quick: bool) -> list[Figure]:
     with Lab(without_pods("three-nodes"), "flannel", pods) as lab:
         clock = Clock()
         _all_reached(lab, probes, first)
-        for _ in range(5 if quick else 21):
+        runs = 5 if quick else 21
+        used = processor_time(lab.name)
+        for _ in range(runs):
             _all_reached(lab, probes, clock)
+        in_lab = (processor_time(lab.name) - used) / runs  # of one run it is too coarse: ticks of 10 ms
+        clock.cpu = [value + in_lab for value in clock.cpu]
         with stop.lap():
             lab.stop()
     return [
