@@ -18,7 +18,6 @@ from emulator.plan.model import (
     UNDERLAY,
     Address,
     Ipip,
-    IptablesRules,
     Neighbour,
     Plan,
     PlanObject,
