@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -53,11 +53,15 @@ as_json: Decorator = click.option("--json", "as_json", is_flag=True, help="Print
 topology: Decorator = click.argument("topology", default="three-nodes", shell_complete=_complete_topologies)
 style: Decorator = click.option(
     "--cni", "style", default="flannel", show_default=True, metavar="STYLE[:MODE]", shell_complete=_complete_styles,
-    help="CNI style, such as flannel, flannel:host-gw, calico.",
+    help="CNI style, such as flannel, flannel:host-gw, calico, conflist=FILE.",
 )  # fmt: skip
 styles: Decorator = click.option(
     "--cni", "styles", default="flannel,calico", show_default=True, metavar="STYLE,...",
     shell_complete=_complete_styles, help="CNI styles to run under; `all` for every one.",
+)  # fmt: skip
+plugins: Decorator = click.option(
+    "--cni-bin", "plugins", multiple=True, metavar="DIR", type=click.Path(exists=True, file_okay=False),
+    help="Folder of CNI plugins for conflist=FILE; may be repeated. Default: /opt/cni/bin, /usr/lib/cni.",
 )  # fmt: skip
 manifests: Decorator = click.option(
     "-f", "--filename", "manifests", multiple=True, metavar="FILE", help="Manifest file or folder; - is stdin.",
@@ -69,9 +73,9 @@ allow_missing: Decorator = click.option(
 namespace: Decorator = click.option("-n", "--namespace", default="default", show_default=True, help="Namespace.")
 
 
-def split_styles(text: str) -> list[str]:
+def split_styles(text: str, plugins: Sequence[str] = ()) -> list[str]:
     """``flannel,calico`` apart. Raises UserError for an unknown style, so that nothing is built in vain."""
-    from emulator.cni.styles import load_style, style_names
+    from emulator.cni.styles import load_style, settle, style_key, style_names
     from emulator.errors import UserError
 
     wanted = style_names() if text == "all" else [part.strip() for part in text.split(",") if part.strip()]
@@ -79,4 +83,8 @@ def split_styles(text: str) -> list[str]:
         raise UserError("--cni names no style")
     for name in wanted:
         load_style(name)
-    return list(dict.fromkeys(wanted))
+    chosen = list(dict.fromkeys(settle(name, plugins) for name in wanted))
+    keys = [style_key(name) for name in chosen]
+    if twice := [key for number, key in enumerate(keys) if key in keys[:number]]:
+        raise UserError(f"two configurations are called {twice[0]}", hint="give their files different names")
+    return chosen

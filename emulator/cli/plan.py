@@ -10,22 +10,24 @@ from emulator.cli import options, output
 @click.command("plan")
 @options.topology
 @options.style
+@options.plugins
 @options.manifests
 @click.option("-o", "--output", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.option("--wire-accurate", is_flag=True, help="As `up --wire-accurate`.")
 @options.as_json
 def command(
-    topology: str, style: str, manifests: tuple[str, ...], form: str, wire_accurate: bool, as_json: bool
-) -> None:
+    topology: str, style: str, plugins: tuple[str, ...], manifests: tuple[str, ...], form: str, wire_accurate: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Show what every namespace of TOPOLOGY would hold under a style, and why; nothing is done, no root is needed."""
     from emulator.cluster.assemble import assemble
     from emulator.cluster.manifests import load
     from emulator.cluster.topology import load_topology
-    from emulator.cni.styles import load_style
+    from emulator.cni.styles import load_style, settle
     from emulator.plan import render
     from emulator.plan.build import build
 
-    chosen = load_style(style)
+    chosen = load_style(settle(style, plugins))
     resolved = chosen.prepare(load_topology(topology))
     objects = []
     if manifests:

@@ -52,6 +52,8 @@ def _show(status: object) -> None:
         click.echo(f"fault: {fault}")
     for notice in status.notices:
         click.echo(f"note: {notice}")
+    for problem in status.plugin_problems:
+        click.echo(output.printable(f"{problem['kind']}: {problem['node']}, pod {problem['pod']}: {problem['text']}"))
     running = [*status.daemons, *status.processes]
     if running:
         output.table(

@@ -106,7 +106,7 @@ def launch(
     cni = settle(cni)  # the lab process runs in another folder
     load_style(cni)  # raises NotFound here already, before anything is begun
     resolved = topology if isinstance(topology, Topology) else load_topology(os.fspath(topology))
-    chosen = _name(cni, detached) if name is None else name
+    chosen = _name(style_key(cni), detached) if name is None else name
     directory = registry.reserve(chosen)
     sandbox: Sandbox | None = None
     crowded = neighbour_table.refusals()

@@ -10,7 +10,7 @@ import ipaddress
 import itertools
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -61,6 +61,13 @@ class CaptureWish(msgspec.Struct, frozen=True):
     hops: list[str] = []
 
 
+class PluginWish(msgspec.Struct, frozen=True):
+    """A command of the CNI plugins' to carry out; ``pods`` for CHECK, all if none are named."""
+
+    command: Literal["CHECK", "STATUS", "GC"]
+    pods: list[str] = []
+
+
 class Replay(msgspec.Struct, frozen=True):
     """A pcap (the file's bytes) to send from a place, with addresses rewritten (old to new; new ones may be places).
     With ``sender``, only what that captured address sent."""
@@ -98,6 +105,7 @@ class Verbs:
             ("GET", f"{base}/cluster", lambda _path, _query, _body: self._runtime.current),
             ("GET", f"{base}/plan", lambda _path, _query, _body: msgspec.Raw(as_json(self._plan()))),
             ("GET", f"{base}/verify", lambda _path, _query, _body: self._runtime.differences()),
+            ("POST", f"{base}/plugins", self._plugins),
             ("POST", f"{base}/apply", self._apply),
             ("POST", f"{base}/delete", self._delete),
             ("POST", f"{base}/probe", self._probe),
@@ -124,6 +132,14 @@ class Verbs:
     def _meter_read(self, _path: Any, _query: Any, _body: Any) -> Any:
         with self._runtime.still():
             return self._machinery.meter_read()
+
+    def _plugins(self, _path: Any, _query: Any, body: Any) -> Any:
+        wish = _typed(body, PluginWish)
+        places = [resolve(self._runtime.current, name) for name in wish.pods]
+        if others := [place.label for place in places if place.pod is None or place.pod.host_network]:
+            raise UserError(f"{others[0]} is no pod that CNI plugins attach")
+        with self._runtime.still():
+            return self._machinery.run_plugins(wish.command, [place.ns for place in places])
 
     def _plan(self) -> Any:
         if self._runtime.plan is None:

@@ -120,6 +120,8 @@ def _found(name: str, clusters: list[Cluster]) -> Place | str:
 
 
 def _apart(source: Place, target: Place, family: int) -> str:
+    if any(place.pod is not None and not place.addresses for place in (source, target)):
+        return ""  # CNI plugins will say which addresses their pods have
     try:
         common_address(source, target, family)
     except UserError as error:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from emulator.capture.model import Event, Journey
 from emulator.cluster.model import Cluster
+from emulator.cni.styles import style_key
 from emulator.compare.records import FlowJourney, FlowResult, StyleMeta
 from emulator.errors import CnilabError, UserError
 from emulator.lab.lab import Capture, Lab
@@ -76,7 +77,7 @@ def run_scenario(
         allow_missing=allow_missing,
         progress=progress,
     ) as lab:
-        runner = _Runner(lab, loaded, style)
+        runner = _Runner(lab, loaded, style_key(style))
         with lab.capture() as capture:
             progress("sending packets")
             runner.steps(scenario.steps)
@@ -345,9 +346,14 @@ def _address(peer: str) -> str:
 
 
 def _mtu(plan: Plan, ns: str) -> int:
-    from emulator.plan.model import Veth
+    from emulator.plan.model import CniAttachment, Veth
 
-    return next((item.mtu for item in plan.in_namespace(ns) if isinstance(item, Veth) and item.name == "eth0"), 0)
+    for item in plan.in_namespace(ns):
+        if isinstance(item, Veth) and item.name == "eth0":
+            return item.mtu
+        if isinstance(item, CniAttachment):
+            return next((device.mtu for device in item.devices if (device.ns, device.name) == (ns, "eth0")), 0)
+    return 0
 
 
 def failed(style: str, error: CnilabError) -> StyleMeta:

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import msgspec
 
+from emulator.cni.styles import style_key
 from emulator.compare.records import RunMeta, StyleMeta
-from emulator.errors import CnilabError, Unsupported
+from emulator.errors import CnilabError, PluginError, Unsupported
 from emulator.kernel.capabilities import probe
 from emulator.kernel.features import PROGRAMS
 from emulator.scenario.load import Loaded
@@ -44,14 +45,15 @@ def run_series(
     met = True
     refused: CnilabError | None = None
     for item in loaded:
-        for style in styles:
+        for spec in styles:
+            style = style_key(spec)
             scenario = item.scenario
             if not _wanted(scenario.styles, style):
                 continue
             tell = _Prefixed(progress, f"{scenario.name} under {style}")
             try:
-                outcome = run_scenario(item, style, allow_missing=allow_missing, progress=tell)
-            except Unsupported as error:
+                outcome = run_scenario(item, spec, allow_missing=allow_missing, progress=tell)
+            except (Unsupported, PluginError) as error:
                 refused = error
                 metas.setdefault(style, failed(style, error))
                 met = False
@@ -65,7 +67,7 @@ def run_series(
         command=command,
         topology=", ".join(dict.fromkeys(item.scenario.topology for item in loaded)),
         scenarios=[item.scenario.name for item in loaded],
-        styles=[metas[style] for style in styles if style in metas],
+        styles=[metas[style] for style in map(style_key, styles) if style in metas],
         seed=loaded[0].scenario.seed,
         wire_accurate=all(item.scenario.wire_accurate for item in loaded),
         programs=_program_versions(),

@@ -42,11 +42,17 @@ SCENARIO_STRUCTS = [
 ]
 
 
+def _params(command: click.Command) -> list[click.Parameter]:
+    """Of a command; of a group, its own and those of its commands."""
+    below = command.commands.values() if isinstance(command, click.Group) else ()
+    return [*command.params, *(param for other in below for param in other.params)]
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_each_command_has_a_page_with_all_its_options(name: str) -> None:
     command: click.Command = import_module(COMMANDS[name][0]).command
     page = (ROOT / "docs" / "cli" / f"{name}.md").read_text(encoding="utf-8")
-    options = [option for option in command.params if isinstance(option, click.Option) and not option.hidden]
+    options = [option for option in _params(command) if isinstance(option, click.Option) and not option.hidden]
     spelled = [spelling for option in options for spelling in option.opts]
     missing = [spelling for spelling in spelled if f"`{spelling}" not in page]
     assert not missing, f"docs/cli/{name}.md says nothing of {', '.join(missing)}"
@@ -56,7 +62,7 @@ def test_each_command_has_a_page_with_all_its_options(name: str) -> None:
 def test_each_command_page_names_no_option_that_does_not_exist(name: str) -> None:
     command: click.Command = import_module(COMMANDS[name][0]).command
     page = (ROOT / "docs" / "cli" / f"{name}.md").read_text(encoding="utf-8")
-    spelled = {spelling for option in command.params for spelling in option.opts}
+    spelled = {spelling for option in _params(command) for spelling in option.opts}
     rows = re.findall(r"^\| ((?:`-[^|]*?`(?:, )?)+) \|", page.replace("\\|", "/"), re.M)
     told = {spelling for row in rows for spelling in re.findall(r"(?<![\w-])--?[a-z][\w-]*", row)}
     assert told <= spelled, f"docs/cli/{name}.md tells of {', '.join(sorted(told - spelled))}"
