@@ -119,7 +119,8 @@ class AwsVpc:
 
     @property
     def requires(self) -> tuple[str, ...]:
-        return ("veth", "iptables", "iptables-restore", "ipset", "ipset-program", "policy-rules")
+        rules = ("iptables", "iptables-restore", "connmark", "ttl-target", "ipset", "ipset-program")
+        return ("veth", *rules, "policy-rules")
 
     def prepare(self, topology: Topology) -> Topology:
         """The topology laid over a VPC."""

@@ -327,13 +327,18 @@ class _Fabric:
     def _addressed(self, gateways: tuple[NatGateway, ...], machines: list[Machine]) -> tuple[NatGateway, ...]:
         """NAT gateways with an address each: the first of their subnet that is free, unless they have one."""
         taken = {str(ip_interface(text).ip) for each in machines for one in each.interfaces for text in one.addresses}
-        taken |= {gateway.address for gateway in gateways}
         found = []
-        for gateway in gateways:
+        for gateway in sorted(gateways, key=lambda each: not each.address):
             subnet = next(each for each in self.subnets.values() if each.name == gateway.subnet)
             offsets = range(RESERVED, ip_network(subnet.cidr).num_addresses - 1)
             free = (first_address(subnet.cidr, offset) for offset in offsets)
-            address = gateway.address or next(each for each in free if each not in taken)
+            address = next((each for each in free if each not in taken and gateway.address in ("", each)), "")
+            if not address:
+                raise UserError(
+                    f"aws-vpc: NAT gateway {gateway.name} cannot have {gateway.address or 'an address'} in"
+                    f" {subnet.cidr}: it is taken, or AWS keeps it",
+                    hint="give it another address in the topology's vpc section, or a larger subnet",
+                )
             taken.add(address)
             found.append(replace(gateway, address=address))
         return tuple(found)

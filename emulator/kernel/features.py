@@ -66,6 +66,11 @@ def _nft(table: str, chain: str = "", family: str = "inet") -> Trial:
     return a.program("nft", "-f", "-", stdin=f"table {family} trial_{table} {{\n{chain}}}\n")
 
 
+def _rule(rule: str, table: str) -> Trial:
+    """One rule by whatever iptables the machine prefers."""
+    return a.program("iptables-restore", "-w", "5", "--noflush", stdin=f"*{table}\n{rule}\nCOMMIT\n")
+
+
 def _iptables(command: str) -> Trial:
     """The rules of the kinds that the styles write, in one go: comment, conntrack, MARK, MASQUERADE."""
     rules = """\
@@ -210,6 +215,20 @@ KERNEL: tuple[KernelFeature, ...] = (
         "clusters of before 2019",
         ("ip_tables", "iptable_nat"),
         without="iptables-nft",
+    ),
+    KernelFeature(
+        "connmark",
+        _rule("-A PREROUTING -m addrtype --dst-type LOCAL --limit-iface-in -j CONNMARK --set-mark 0x1/0x1", "mangle"),
+        "CONFIG_NETFILTER_XT_CONNMARK, CONFIG_NETFILTER_XT_MATCH_ADDRTYPE",
+        "aws-vpc",
+        ("xt_connmark", "xt_addrtype"),
+    ),
+    KernelFeature(
+        "ttl-target",
+        _rule("-A PREROUTING -j TTL --ttl-inc 1", "mangle"),
+        "CONFIG_NETFILTER_XT_TARGET_HL",
+        "aws-vpc: a fabric that is no hop",
+        ("xt_HL",),
     ),
     # Two modules: the one of the set type is loaded with the set.
     KernelFeature(

@@ -42,7 +42,7 @@ def case(scenario: str, style: str) -> ParameterSet:
 def styles_of(scenario: str) -> tuple[str, ...]:
     """The styles that a scenario is run under."""
     limits = dict.fromkeys(loaded(scenario).scenario.styles, True)
-    styles = ROUTED_STYLES if scenario == ROUTED else STYLES
+    styles: tuple[str, ...] = ROUTED_STYLES if scenario == ROUTED else STYLES
     if scenario in IPV6:
         styles = tuple(style for style in styles if style not in IPV4_ONLY)
     return tuple(style for style in styles if not limits or for_style(limits, style))

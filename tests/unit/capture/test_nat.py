@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from emulator.capture.nat import Translated, masquerading_table, translator
+from emulator.capture.nat import Translated, dropper, masquerading_table, translator
 from emulator.plan.model import Chain, IpSet, IptablesRules, Jump, NftTable, Rule
 
 PACKET = Translated(4, "tcp", "10.244.1.2", "203.0.113.9", 4000, 80, "cni0", "eth0")
@@ -116,3 +116,51 @@ def test_no_nftables_table_is_named_where_another_or_iptables_may_have_done_it()
     assert masquerading_table("POSTROUTING", PACKET, [rules(Chain("OURS"))], [table]) is None
     assert masquerading_table("PREROUTING", PACKET, [], [table]) is None
     assert masquerading_table("POSTROUTING", PACKET, [], [nft("masq6", "    masquerade", family="ip6")]) is None
+
+
+# What drops a packet
+
+
+def drops(*rules_: str, table: Literal["raw", "filter"] = "filter", sets: tuple[IpSet, ...] = ()) -> str | None:
+    """The rule that is named, of a chain that FORWARD (of raw: PREROUTING) jumps to."""
+    chain = Chain("OURS", tuple(Rule(tuple(each.split())) for each in rules_))
+    jump = Jump("PREROUTING" if table == "raw" else "FORWARD", Rule(("-j", "OURS")))
+    owned = IptablesRules(ns="n", family=4, table=table, owner="us", chains=(chain,), jumps=(jump,))
+    culprit = dropper(PACKET, [owned], sets)
+    return " ".join(culprit.rule.args) if culprit is not None else None
+
+
+def test_a_rule_that_surely_drops_is_named() -> None:
+    assert drops("-s 10.9.0.0/16 -j DROP", "-i cni0 -j DROP") == "-i cni0 -j DROP"
+
+
+def test_the_raw_table_comes_first() -> None:
+    assert drops("-i cni0 -j DROP", table="raw") == "-i cni0 -j DROP"
+
+
+def test_an_interfaces_addresses_are_looked_up_in_its_set() -> None:
+    own = IpSet(ns="n", name="own", type="hash:net", family=4, members=("10.244.9.0/28",))
+    check = "-i cni0 -m set ! --match-set own src -j DROP"
+    assert drops(check, sets=(own,)) == check
+    mine = IpSet(ns="n", name="own", type="hash:net", family=4, members=("10.244.1.0/28",))
+    assert drops(check, sets=(mine,)) is None
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "-s 10.244.0.0/16 -j ACCEPT",
+        "-s 10.244.0.0/16 -j RETURN",
+        "-m conntrack --ctstate ESTABLISHED -j ACCEPT",  # nobody knows
+    ],
+)
+def test_what_passes_or_may_pass_before_is_not_said_to_be_dropped(before: str) -> None:
+    assert drops(before, "-j DROP") is None
+
+
+def test_a_rule_that_only_may_match_is_not_named() -> None:
+    assert drops("-m mark --mark 0x1 -j DROP") is None
+
+
+def test_what_gives_no_verdict_is_passed_over() -> None:
+    assert drops("-j TTL --ttl-inc 1", "-j CONNMARK --restore-mark --mask 0x80", "-j DROP") == "-j DROP"
