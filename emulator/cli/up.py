@@ -17,8 +17,8 @@ from emulator.cli import options, output
 @options.allow_missing
 @options.as_json
 def command(
-    topology: str, style: str, plugins: tuple[str, ...], manifests: tuple[str, ...], name: str | None, wire_accurate: bool, allow_missing: bool,
-    as_json: bool,
+    topology: str, style: str, plugins: tuple[str, ...], manifests: tuple[str, ...], name: str | None,
+    wire_accurate: bool, allow_missing: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Start a lab with TOPOLOGY (a shipped name or a file) under a CNI style, and leave it running.
 
@@ -29,8 +29,8 @@ def command(
 
     with output.progress(f"up {topology} ({style_key(style)})") as progress:
         lab = Lab.up(
-            topology, settle(style, plugins), manifests, name=name, wire_accurate=wire_accurate, allow_missing=allow_missing,
-            progress=progress,
+            topology, settle(style, plugins), manifests, name=name, wire_accurate=wire_accurate,
+            allow_missing=allow_missing, progress=progress,
         )  # fmt: skip
     status = lab.status()
     if as_json:

@@ -237,8 +237,8 @@ class Lab:
         return list(self.client.call("GET", f"{BASE}/verify"))
 
     def plugins(self, command: str, *pods: str) -> list[dict[str, Any]]:
-        """Have the CNI plugins of a ``conflist=FILE`` lab carry out CHECK (for some pods or all), STATUS or GC (on every
-        node): what each came to, ``complaints`` among it."""
+        """Have the CNI plugins of a ``conflist=FILE`` lab carry out CHECK (for some pods or all), STATUS or GC (on
+        every node): what each came to, ``complaints`` among it."""
         return list(self.client.call("POST", f"{BASE}/plugins", {"command": command, "pods": list(pods)}))
 
     # Traffic
