@@ -23,6 +23,7 @@ from typing import Any
 
 from emulator.capture.model import Packet, Tunnel
 
+BARE_PORT = 8285  # flannel's udp backend, at both ends: the IP packet stands in the datagram as it is
 VXLAN_PORTS = {8472: "vxlan", 4789: "vxlan", 6784: "vxlan"}  # flannel and the kernel's default, IANA, Weave
 VLAN_TAGS = (0x8100, 0x88A8, 0x9100)
 EXTENSION_HEADERS = (0, 43, 60, 51)  # hop-by-hop, routing, destination options, authentication
@@ -195,7 +196,7 @@ def _transport(frame: bytes, ip: int, at: int, end: int, protocol: int, fields: 
     elif protocol == 6 and available >= 20:
         _tcp(frame, at, end, fields)
     elif protocol == 17 and available >= 8:
-        _udp(frame, at, end, fields)
+        _udp(frame, ip, at, end, fields)
     elif protocol == 1 and available >= 8:
         _icmp(frame, at, end, fields)
     elif protocol == 2 and available >= 8:
@@ -228,7 +229,7 @@ def _tcp(frame: bytes, at: int, end: int, fields: _Fields) -> None:
     )
 
 
-def _udp(frame: bytes, at: int, end: int, fields: _Fields) -> None:
+def _udp(frame: bytes, ip: int, at: int, end: int, fields: _Fields) -> None:
     source, target, _, checksum = _UDP.unpack_from(frame, at)
     payload = at + 8
     # The I flag of RFC 7348 must be set; anything else on that port is not VXLAN.
@@ -252,6 +253,25 @@ def _udp(frame: bytes, at: int, end: int, fields: _Fields) -> None:
         fields.clear()
         fields.update(length=length, protocol="", source_mac="", target_mac="", tunnel=tunnel)
         _ethernet(frame, inner, fields)
+        return
+    if target == source == BARE_PORT and "tunnel" not in fields and end - payload >= 20 and frame[payload] >> 4 == 4:
+        tunnel = Tunnel(
+            kind="udp",
+            source=fields["source"],
+            target=fields["target"],
+            ttl=fields["ttl"],
+            overhead=payload - ip,
+            source_mac=fields["source_mac"],
+            target_mac=fields["target_mac"],
+            source_port=source,
+            target_port=target,
+            dont_fragment=fields.get("dont_fragment", False),
+            udp_checksum=checksum,
+        )
+        length = fields["length"]
+        fields.clear()
+        fields.update(length=length, protocol="", source_mac="", target_mac="", tunnel=tunnel)
+        _ipv4(frame, payload, fields)
         return
     fields.update(
         source_port=source,

@@ -23,6 +23,7 @@ from emulator.plan.model import (
     PlanObject,
     PluginDevice,
     Route,
+    Tun,
     Vxlan,
 )
 
@@ -224,7 +225,7 @@ def _outward(hop: Hop, before: Hop | None, machine: Planned, entered: str) -> li
         device = machine.devices.get(before.device)
         if isinstance(device, Vxlan) and device.vni == tunnel.vni and device.port == tunnel.target_port:
             reasons.append(_reason(device))
-        if isinstance(device, Ipip) and tunnel.kind == "ipip":
+        if (isinstance(device, Ipip) and tunnel.kind == "ipip") or (isinstance(device, Tun) and tunnel.kind == "udp"):
             reasons.append(_reason(device))
         return reasons + found
     return found

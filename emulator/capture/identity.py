@@ -23,7 +23,7 @@ from collections.abc import Hashable
 from typing import NamedTuple
 from zlib import crc32
 
-from emulator.capture.decode import EXTENSION_HEADERS, VLAN_TAGS, VXLAN_PORTS
+from emulator.capture.decode import BARE_PORT, EXTENSION_HEADERS, VLAN_TAGS, VXLAN_PORTS
 
 IGMP = 2
 
@@ -31,6 +31,7 @@ _V4 = struct.Struct("!BxHHHBB")
 _V6 = struct.Struct("!IHBB")
 _TCP = struct.Struct("!IIBB")
 _ICMP_ERRORS = {1: (3, 5, 11, 12), 58: (1, 2, 3, 4)}
+_BARE = struct.pack("!HH", BARE_PORT, BARE_PORT)
 PORTS = {6: 20, 17: 8, 1: 8, 58: 8}  # the header that a first fragment holds: NAT may change it
 
 
@@ -116,6 +117,9 @@ def _identify(frame: bytes) -> Identity | None:
             return None
 
         if not tunnelled and not fragment & 0x1FFF:
+            if protocol == 17 and len(frame) - l4 >= 28 and frame[l4 : l4 + 4] == _BARE and frame[l4 + 8] >> 4 == 4:
+                tunnelled, at, kind = True, l4 + 8, 0x0800
+                continue
             if protocol == 17 and len(frame) - l4 >= 30 and frame[l4 + 8] & 8:
                 if frame[l4 + 2] << 8 | frame[l4 + 3] in VXLAN_PORTS:
                     tunnelled, at = True, l4 + 30

@@ -37,7 +37,8 @@ class Event(msgspec.Struct, frozen=True):
 class Tunnel(msgspec.Struct, frozen=True, omit_defaults=True):
     """The outer headers of an encapsulated packet.
 
-    ``kind`` is ``vxlan``, ``ipip``, ``sit`` or ``ip6tnl``; ``overhead`` in bytes.
+    ``kind`` is ``vxlan``, ``ipip``, ``sit``, ``ip6tnl`` or ``udp`` (the bare packet in a datagram); ``overhead`` in
+    bytes.
     """
 
     kind: str

@@ -7,7 +7,9 @@ The path of a packet from pod A on n1 to pod B on n2, backend vxlan::
                                                 eth0 ════ eth0
                                             UDP 8472, VNI 1: +50 bytes
 
-With ``host-gw`` (and, with DirectRouting, between nodes of one subnet) the tunnel drops out: cni0, route, eth0.
+With ``host-gw`` (and, with DirectRouting, between nodes of one subnet) the tunnel drops out: cni0, route, eth0. The
+ConfigMap ``kube-flannel-cfg`` among the cluster's objects says which backend it is, with which numbers
+(``emulator.cni.flannel_settings``).
 
 Sources: flannel-io/flannel pkg/backend/vxlan (vxlan.go, vxlan_network.go, device.go), pkg/backend/hostgw,
 pkg/trafficmngr/iptables/iptables.go, Documentation/kube-flannel.yml; flannel-io/cni-plugin flannel_linux.go;
@@ -24,14 +26,16 @@ from emulator.cluster import ipam as address_managers
 from emulator.cluster.model import Cluster, Node, Pod, Topology
 from emulator.cni.bridge_plugin import bridged_pod, gateway_bridge
 from emulator.cni.flannel_network import (
-    VXLAN_OVERHEAD,
     forward_rules,
     masquerade_rules,
+    nftables_rules,
     route_by_node,
     subnet_file,
     tunnel_to,
     vtep,
 )
+from emulator.cni.flannel_relay import ipip_device, ipip_route, udp_backend
+from emulator.cni.flannel_settings import UDP_PORT, Settings, read_settings
 from emulator.cni.limits import check_nodes
 from emulator.cni.segments import share_subnet, strangers
 from emulator.cni.style import Plain
@@ -50,71 +54,121 @@ from emulator.plan.model import (
     Sysctl,
 )
 
-VXLAN = "vxlan"
-DIRECT = "vxlan-directrouting"
-HOST_GATEWAY = "host-gw"
-SPELLINGS = {"": VXLAN, VXLAN: VXLAN, DIRECT: DIRECT, "directrouting": DIRECT, HOST_GATEWAY: HOST_GATEWAY}
-TITLES = {VXLAN: "Flannel · vxlan", DIRECT: "Flannel · vxlan, DirectRouting", HOST_GATEWAY: "Flannel · host-gw"}
+MODES: dict[str, tuple[str, Settings]] = {
+    "vxlan": ("Flannel · vxlan", Settings()),
+    "vxlan-directrouting": ("Flannel · vxlan, DirectRouting", Settings(direct=True)),
+    "vxlan-nftables": ("Flannel · vxlan, nftables", Settings(nftables=True)),
+    "host-gw": ("Flannel · host-gw", Settings("host-gw")),
+    "udp": ("Flannel · udp (stand-in proxy)", Settings("udp", port=UDP_PORT)),
+    "ipip": ("Flannel · ipip", Settings("ipip")),
+    "ipip-directrouting": ("Flannel · ipip, DirectRouting", Settings("ipip", direct=True)),
+}
+SPELLINGS = {"": "vxlan", **{mode: mode for mode in MODES}, "directrouting": "vxlan-directrouting"}
+KERNEL = {"vxlan": ("vxlan",), "host-gw": (), "udp": ("tun",), "ipip": ("ipip",)}  # what a backend needs of the kernel
+
+
+def modes() -> tuple[str, ...]:
+    """The modes that there are, the default one first."""
+    return tuple(MODES)
 
 
 def load(mode: str) -> Flannel:
     """The entry point. Raises UserError for a mode that does not exist."""
+    if mode == "wireguard":
+        raise UserError(
+            "flannel:wireguard is not emulated: neither the kernel's WireGuard nor wireguard-go is supported yet",
+            hint=f"modes: {', '.join(f'flannel:{name}' for name in MODES)}",
+        )
     return Flannel(mode=pick_mode("flannel", mode, SPELLINGS))
+
+
+_latest: list[tuple[Cluster, str, Settings]] = []  # of the last cluster: every node and pod asks for them
 
 
 @dataclass(frozen=True)
 class Flannel(Plain):
-    """Flannel with one of its backends: ``vxlan``, ``vxlan-directrouting`` or ``host-gw``."""
+    """Flannel; ``mode`` is the backend where no ConfigMap ``kube-flannel-cfg`` names one."""
 
     mode: str
     name: str = "flannel"
 
     @property
     def title(self) -> str:
-        return TITLES[self.mode]
+        return MODES[self.mode][0]
 
     @property
     def requires(self) -> tuple[str, ...]:
-        tunnel = () if self.mode == HOST_GATEWAY else ("vxlan",)
-        return ("veth", "bridge", *tunnel, "iptables", "iptables-restore", "bridge-nf")
+        settings = MODES[self.mode][1]
+        rules = ("nft", "nft-nat", "nft-program") if settings.nftables else ("iptables", "iptables-restore")
+        return ("veth", "bridge", *KERNEL[settings.backend], *rules, "bridge-nf")
+
+    def settings(self, cluster: Cluster) -> Settings:
+        """What the ConfigMap says, or the mode. Raises ManifestError."""
+        if not (_latest and _latest[0][0] is cluster and _latest[0][1] == self.mode):
+            found = read_settings(cluster.objects, cluster.topology.pod_cidrs, MODES[self.mode][1])
+            _latest[:] = [(cluster, self.mode, found)]
+        return _latest[0][2]
+
+    def shared(self, cluster: Cluster) -> object:
+        """Pods depend on the backend: it decides their MTU."""
+        return self.settings(cluster)
 
     def ipam(self, topology: Topology) -> address_managers.Ipam:
         """A /24 (IPv6: /64) of the cluster network for each node, addresses from .2 on: .1 is the bridge."""
         return address_managers.HostLocal(topology.pod_cidrs)
 
     def check(self, cluster: Cluster) -> None:
+        settings = self.settings(cluster)
         check_nodes(self.name, cluster, lambda node: self._pod_mtu(cluster, node))
-        if self.mode == HOST_GATEWAY:
+        if settings.backend in ("udp", "ipip") and 6 in families_of(cluster.topology.pod_cidrs):
+            raise UserError(
+                f"flannel's backend {settings.backend} carries IPv4 only",
+                hint="use flannel:vxlan or flannel:host-gw, or a topology with IPv4 pod CIDRs alone",
+            )
+        if settings.backend == "host-gw":
             _need_one_segment(cluster)
 
     # -- a node ---------------------------------------------------------------------------------------------
 
     def node(self, cluster: Cluster, node: Node) -> Iterator[AnyObject]:
-        families = families_of(cluster.topology.pod_cidrs)
+        settings, families = self.settings(cluster), families_of(cluster.topology.pod_cidrs)
         yield from _bridge_sees_iptables(node, families)
         yield from subnet_file(cluster, node, self._pod_mtu(cluster, node))
         yield _cni_configuration(node)
         yield from gateway_bridge(node, "cni0", self._pod_mtu(cluster, node))
+        yield from self._network(cluster, node, settings, families)
         for family in families:
-            if self.mode != HOST_GATEWAY:
-                yield from vtep(node, family)
+            if settings.nftables:
+                yield nftables_rules(cluster, node, family)
+            else:
+                yield forward_rules(cluster, node, family)
+                yield masquerade_rules(cluster, node, family)
+
+    def _network(
+        self, cluster: Cluster, node: Node, settings: Settings, families: tuple[Family, ...]
+    ) -> Iterator[AnyObject]:
+        """What the backend makes: devices, and routes to the others."""
+        if settings.backend == "udp":
+            yield from udp_backend(cluster, node, settings)
+            return
+        for family in families:
+            if settings.backend == "vxlan":
+                yield from vtep(node, family, settings)
+            elif settings.backend == "ipip":
+                yield from ipip_device(node, settings)
         for peer in cluster.nodes:
             if peer.name == node.name:
                 continue
             for family in families:
-                if self.mode == HOST_GATEWAY or (self.mode == DIRECT and share_subnet(node, peer, family)):
+                if settings.backend == "host-gw" or (settings.direct and share_subnet(node, peer, family)):
                     yield route_by_node(node, peer, family)
+                elif settings.backend == "ipip":
+                    yield ipip_route(node, peer)
                 else:
-                    yield from tunnel_to(node, peer, family)
-        for family in families:
-            yield forward_rules(cluster, node, family)
-            yield masquerade_rules(cluster, node, family)
+                    yield from tunnel_to(node, peer, family, settings)
 
     def _pod_mtu(self, cluster: Cluster, node: Node) -> int:
-        """What fits through the tunnel of every family in use; the node's own MTU without a tunnel."""
-        if self.mode == HOST_GATEWAY:
-            return node.mtu
-        return node.mtu - max(VXLAN_OVERHEAD[family] for family in families_of(cluster.topology.pod_cidrs))
+        return self.settings(cluster).pod_mtu(node.mtu, families_of(cluster.topology.pod_cidrs))
 
     # -- a pod ----------------------------------------------------------------------------------------------
 

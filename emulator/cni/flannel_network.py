@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from emulator.cluster.model import Cluster, Node
+from emulator.cni.flannel_settings import OVERHEAD, Settings
 from emulator.plan.addressing import first_address, host_prefix, of_family, prefix_length, stable_mac
 from emulator.plan.model import (
     Address,
@@ -20,6 +21,7 @@ from emulator.plan.model import (
     IptablesRules,
     Jump,
     Neighbour,
+    NftTable,
     Route,
     Rule,
     Sysctl,
@@ -28,12 +30,8 @@ from emulator.plan.model import (
 
 FLANNELD = "flanneld"
 
-VNI = 1  # vxlan.go: defaultVNI
-PORT = 8472  # UDP; the configuration's 0 means the kernel's own default (drivers/net/vxlan)
-VXLAN_OVERHEAD = {
-    4: 50,  # bytes: 14 inner Ethernet + 20 IPv4 + 8 UDP + 8 VXLAN (RFC 7348)
-    6: 70,  # 40 IPv6 in place of 20
-}
+VXLAN_OVERHEAD = OVERHEAD["vxlan"]
+DEFAULT = Settings()
 KUBE_PROXY_MARK = "0x4000/0x4000"  # trafficmngr.KubeProxyMark
 MULTICAST = {4: "224.0.0.0/4", 6: "ff00::/8"}
 
@@ -41,14 +39,14 @@ MULTICAST = {4: "224.0.0.0/4", 6: "ff00::/8"}
 # -- devices and routes to the other nodes ----------------------------------------------------------------------
 
 
-def vtep_device(family: Family) -> str:
+def vtep_device(family: Family, settings: Settings = DEFAULT) -> str:
     """``flannel.1``, or ``flannel-v6.1``: VXLAN over IPv6 is a device of its own."""
-    return f"flannel.{VNI}" if family == 4 else f"flannel-v6.{VNI}"
+    return f"flannel.{settings.vni}" if family == 4 else f"flannel-v6.{settings.vni}"
 
 
-def vtep_mac(node: Node, family: Family) -> str:
+def vtep_mac(node: Node, family: Family, settings: Settings = DEFAULT) -> str:
     """flanneld takes a random MAC, and keeps it in the node's annotation ``backend-data``."""
-    return stable_mac(f"{vtep_device(family)} {node.name}")
+    return stable_mac(f"{vtep_device(family, settings)} {node.name}")
 
 
 def vtep_address(node: Node, family: Family) -> str:
@@ -56,18 +54,18 @@ def vtep_address(node: Node, family: Family) -> str:
     return first_address(of_family(node.pod_ranges, family), 0)
 
 
-def vtep(node: Node, family: Family) -> Iterator[AnyObject]:
-    device = vtep_device(family)
+def vtep(node: Node, family: Family, settings: Settings = DEFAULT) -> Iterator[AnyObject]:
+    device = vtep_device(family, settings)
     yield Vxlan(
         ns=node.ns,
         name=device,
-        vni=VNI,
-        port=PORT,
+        vni=settings.vni,
+        port=settings.port,
         local=of_family(node.addresses, family),
         underlay=node.device,
-        learning=False,
-        mtu=node.mtu - VXLAN_OVERHEAD[family],
-        mac=vtep_mac(node, family),
+        learning=settings.learning,
+        mtu=settings.device_mtu(node.mtu, family),
+        mac=vtep_mac(node, family, settings),
         component=FLANNELD,
         why="the tunnel's end; knows its peers from flanneld, never by flooding",
     )
@@ -88,10 +86,10 @@ def vtep(node: Node, family: Family) -> Iterator[AnyObject]:
     )
 
 
-def tunnel_to(node: Node, peer: Node, family: Family) -> Iterator[AnyObject]:
+def tunnel_to(node: Node, peer: Node, family: Family, settings: Settings = DEFAULT) -> Iterator[AnyObject]:
     """What flanneld writes when it sees another node's lease, in its order: the route last, or the kernel would ARP."""
-    device = vtep_device(family)
-    address, mac = vtep_address(peer, family), vtep_mac(peer, family)
+    device = vtep_device(family, settings)
+    address, mac = vtep_address(peer, family), vtep_mac(peer, family, settings)
     yield Neighbour(
         ns=node.ns,
         device=device,
@@ -211,4 +209,37 @@ def masquerade_rules(cluster: Cluster, node: Node, family: Family) -> IptablesRu
         jumps=(Jump("POSTROUTING", Rule((*comment, "-j", "FLANNEL-POSTRTG"), "packets that leave the node")),),
         component=FLANNELD,
         why="--ip-masq: which packets get the node's address on their way out",
+    )
+
+
+def nftables_rules(cluster: Cluster, node: Node, family: Family) -> NftTable:
+    """The same in nftables (EnableNFTables), but for the fourth rule: as upstream has it, its test of the source is
+    turned round, so that nothing which a node sends into the cluster network is masqueraded (trafficmngr/nftables)."""
+    network, subnet = of_family(cluster.topology.pod_cidrs, family), of_family(node.pod_ranges, family)
+    ip = "ip" if family == 4 else "ip6"
+    lines = [
+        "chain forward {",
+        '    comment "chain to accept flannel traffic"',
+        "    type filter hook forward priority filter; policy accept;",
+        f"    {ip} saddr {network} accept",
+        f"    {ip} daddr {network} accept",
+        "}",
+        "chain postrtg {",
+        '    comment "chain to manage traffic masquerading by flannel"',
+        "    type nat hook postrouting priority srcnat; policy accept;",
+        "    meta mark 0x4000 return",
+        f"    {ip} saddr {subnet} {ip} daddr {network} return",
+        f"    {ip} saddr {network} {ip} daddr {subnet} return",
+        f"    {ip} saddr != {subnet} {ip} daddr {network} return",
+        f"    {ip} saddr {network} {ip} daddr != {MULTICAST[family]} masquerade fully-random",
+        f"    {ip} saddr != {network} {ip} daddr {network} masquerade fully-random",
+        "}",
+    ]
+    return NftTable(
+        ns=node.ns,
+        family="ip" if family == 4 else "ip6",
+        name=f"flannel-ipv{family}",
+        body="\n".join(lines),
+        component=FLANNELD,
+        why="lets the cluster network through, and gives what leaves it the node's address (--ip-masq)",
     )

@@ -13,11 +13,13 @@ import select
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from emulator.errors import ApplyError, DaemonError, NotFound
@@ -63,6 +65,21 @@ class _Running:
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=LAST_LINES))
     partial: bytes = b""
     over: threading.Event = field(default_factory=threading.Event)
+
+
+# A module of ours needs nothing but itself and the standard library: without site packages it starts in 20 ms.
+_RUN_MODULE = """\
+import runpy, sys
+sys.path.insert(0, sys.argv.pop(1))
+runpy.run_module(sys.argv.pop(1), run_name="__main__")
+"""
+
+
+def _command(item: Daemon, words: tuple[str, ...]) -> tuple[str, ...]:
+    if not item.module:
+        return words
+    root = str(Path(__file__).parents[2])
+    return (sys.executable, "-I", "-S", "-c", _RUN_MODULE, root, item.module, *words[1:])
 
 
 class Supervisor:
@@ -197,7 +214,7 @@ class Supervisor:
             if item.ready_socket.startswith("/run/"):
                 os.makedirs(os.path.dirname(item.ready_socket), exist_ok=True)  # as the real container's start script
             return subprocess.Popen(
-                (*item.argv, *item.again) if again else item.argv,
+                _command(item, (*item.argv, *item.again) if again else item.argv),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -247,7 +264,7 @@ class Supervisor:
     def _reload(self, item: Daemon) -> None:
         def body() -> subprocess.CompletedProcess[str]:
             return subprocess.run(
-                item.reload,
+                _command(item, item.reload),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,

@@ -346,7 +346,8 @@ class Daemon(PlanObject, frozen=True, kw_only=True):
 
     ``files`` are the paths of the :class:`File` objects that it reads; when one changes, ``reload`` is
     run, or the daemon is restarted if that is empty. ``again`` are further arguments for when it is started after it
-    died, with traces of its former life about. It counts as ready once the Unix socket
+    died, with traces of its former life about. ``module`` is a Python module of ours that the daemon is; its arguments
+    are those of ``argv`` and ``reload`` after the first. It counts as ready once the Unix socket
     ``ready_socket`` accepts connections (empty: as soon as it runs).
     """
 
@@ -356,6 +357,7 @@ class Daemon(PlanObject, frozen=True, kw_only=True):
     reload: tuple[str, ...] = ()
     ready_socket: str = ""
     again: tuple[str, ...] = ()
+    module: str = ""
 
     @property
     def key(self) -> Key:

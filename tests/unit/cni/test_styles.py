@@ -54,7 +54,7 @@ def test_a_spelling_means_a_mode(spec: str, mode: str) -> None:
 
 @pytest.mark.parametrize(
     ("spec", "listed"),
-    [("weave-net", "aws-vpc, calico, "), ("flannel:udp", "flannel:host-gw"), ("calico:x", "calico:bgp")],
+    [("weave-net", "aws-vpc, calico, "), ("flannel:ipsec", "flannel:host-gw"), ("calico:x", "calico:bgp")],
 )
 def test_an_unknown_style_or_mode_lists_what_exists(spec: str, listed: str) -> None:
     with pytest.raises(UserError) as caught:
