@@ -12,12 +12,12 @@ from emulator.scenario.load import Loaded, find_scenarios, load_scenario, scenar
 from emulator.scenario.model import for_style
 from emulator.scenario.run import Outcome, run_scenario
 
-STYLES = ("flannel", "flannel:host-gw", "calico", "aws-vpc")
+STYLES = ("flannel", "flannel:host-gw", "calico", "aws-vpc", "kindnet", "canal", "kube-router")
 SCENARIOS = tuple(scenario_names())
 ROUTED = "connectivity/racks"  # nodes on several segments: only tunnels reach across
-ROUTED_STYLES = ("flannel", "flannel:directrouting", "aws-vpc")
+ROUTED_STYLES = ("flannel", "flannel:directrouting", "aws-vpc", "canal")
 IPV6 = ("connectivity/dual-stack", "connectivity/ipv6")
-IPV4_ONLY = ("aws-vpc",)
+IPV4_ONLY = ("aws-vpc", "canal")
 
 
 @cache
