@@ -10,6 +10,7 @@ import hashlib
 import uuid
 from typing import Any
 
+from emulator.cluster.instance_types import instance_type
 from emulator.cluster.model import PODS_PER_NODE_MAX, Container, Node, Pod
 from emulator.cluster.workloads import TOPOLOGY_OWNER
 
@@ -106,9 +107,12 @@ def _container(container: Container) -> Object:
 
 
 def node_object(node: Node) -> Object:
-    """A ready node. ``podCIDRs`` are its ranges, also if they are Calico's blocks (really kept apart)."""
+    """A ready node. ``podCIDRs`` are its ranges, also if they are Calico's blocks (really kept apart); addresses of a
+    cloud's network interfaces are none, and their number limits the pods."""
+    ranges = () if node.enis else node.pod_ranges
+    pods = str(_max_pods(node))
     addresses = [{"type": "InternalIP", "address": address} for address in node.addresses]
-    spec: Object = {"podCIDR": node.pod_ranges[0], "podCIDRs": list(node.pod_ranges)} if node.pod_ranges else {}
+    spec: Object = {"podCIDR": ranges[0], "podCIDRs": list(ranges)} if ranges else {}
     metadata: Object = {"name": node.name, "uid": object_uid("Node", "", node.name), "labels": dict(node.labels)}
     if node.annotations:
         metadata["annotations"] = dict(node.annotations)
@@ -119,8 +123,8 @@ def node_object(node: Node) -> Object:
         "spec": spec,
         "status": {
             "addresses": [*addresses, {"type": "Hostname", "address": node.name}],
-            "capacity": {"pods": str(PODS_PER_NODE_MAX)},
-            "allocatable": {"pods": str(PODS_PER_NODE_MAX)},
+            "capacity": {"pods": pods},
+            "allocatable": {"pods": pods},
             "conditions": [
                 {"type": "NetworkUnavailable", "status": "False", "reason": "NetworkIsReady"},
                 {"type": "Ready", "status": "True", "reason": "KubeletReady"},
@@ -131,3 +135,10 @@ def node_object(node: Node) -> Object:
             },
         },
     }
+
+
+def _max_pods(node: Node) -> int:
+    if not node.enis:
+        return PODS_PER_NODE_MAX
+    prefixes = any(not prefix.endswith("/32") for eni in node.enis for prefix in eni.prefixes)
+    return instance_type(node.name, node.labels).max_pods(prefixes=prefixes)

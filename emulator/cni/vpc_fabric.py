@@ -27,6 +27,7 @@ from ipaddress import IPv4Network, ip_interface, ip_network
 from msgspec.structs import replace
 
 from emulator.cluster.eni_ipam import RESERVED
+from emulator.cluster.instance_types import DEFAULT_INSTANCE_TYPE, INSTANCE_TYPE_LABEL
 from emulator.cluster.model import (
     Interface,
     InternetGateway,
@@ -54,6 +55,7 @@ FIRST_PUBLIC = 10  # the first public address that is given out is the tenth of 
 NAMES = ("vpc", "aws-vpc", "vpc-router", "aws-vpc-router")
 MAIN = "main"
 UNTOUCHED = LinkQuality()
+_TYPE = {INSTANCE_TYPE_LABEL: DEFAULT_INSTANCE_TYPE}
 
 
 @dataclass(frozen=True)
@@ -226,6 +228,7 @@ class _Fabric:
                 ),
             ),
             routes=tuple(self._instance_route(route, subnet) for route in machine.routes),
+            labels=machine.labels if machine.kind == "host" else {**_TYPE, **machine.labels},
         )
 
     def _instance_route(self, route: StaticRoute, subnet: VpcSubnet) -> StaticRoute:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from emulator.cluster.kubernetes import node_object
 from emulator.cluster.topology import load_topology, parse_topology
 from emulator.cni.styles import load_style
 from emulator.cni.vpc_fabric import lay_fabric, port_name
@@ -188,6 +189,12 @@ def test_another_pod_leaves_the_vpc_alone_until_an_interface_is_needed(planned: 
     spec = {"nodeName": "n2", "containers": [{"name": "web", "image": "web"}]}
     after = made.then(objects=({**web, "spec": spec},))
     assert after.plan.fragments["router/vpc"] == made.plan.fragments["router/vpc"]
+
+
+def test_a_nodes_object_tells_its_type_and_limit_and_no_pod_cidr(small: Any) -> None:
+    node = node_object(small.cluster.node("n2"))
+    assert node["metadata"]["labels"]["node.kubernetes.io/instance-type"] == "m5.large"
+    assert (node["status"]["capacity"], node["spec"]) == ({"pods": "29"}, {})
 
 
 # The fabric
