@@ -24,6 +24,10 @@ STYLES = ("flannel:vxlan", "flannel:host-gw", "calico:bgp", "kindnet")
 CASES = [
     *((style, name) for style in STYLES for name in TOPOLOGIES),
     ("flannel:vxlan-directrouting", "racks"),
+    ("flannel:vxlan-nftables", "dual-stack"),
+    ("flannel:udp", "three-nodes"),
+    ("flannel:ipip", "three-nodes"),
+    ("flannel:ipip-directrouting", "racks"),
     ("calico:vxlan", "three-nodes"),
     ("calico:vxlan", "dual-stack"),
     ("calico:vxlan-crosssubnet", "racks"),
