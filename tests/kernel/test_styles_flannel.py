@@ -62,9 +62,15 @@ class TestUdp:
         assert udp.probe("n1-p1", "n2-p1", size=1444, dont_fragment=True).result.verdict == "delivered"
         assert udp.probe("n1-p1", "n2-p1", size=1445, dont_fragment=True).result.verdict == "unreachable"
 
-    def test_a_packet_that_no_lease_covers_is_answered_by_the_proxy(self, udp: Lab) -> None:
-        result = udp.probe("n1-p1", "10.244.77.7", 80, protocol="udp").result
-        assert result.verdict == "unreachable"
+    def test_the_proxys_complaint_does_not_get_past_the_node(self, udp: Lab) -> None:
+        """It carries the device's own address as its source, which the kernel takes from nobody (martian)."""
+        trace = udp.trace("n1-p1", "10.244.77.7", 80, "udp")
+        assert trace.answer.result.verdict == "dropped"
+        (complaint,) = [journey for journey in trace.others if journey.kind == "error"]
+        (seen,) = complaint.hops
+        assert (seen.ns, seen.device, seen.direction) == ("node/n1", "flannel0", "in")
+        assert (seen.packet.source, seen.packet.target, seen.packet.ttl) == ("10.244.1.0", "10.244.1.2", 8)
+        assert (seen.packet.icmp_type, seen.packet.icmp_code) == (3, 0)
 
     def test_a_dead_proxy_carries_nothing_and_a_new_one_does(self, udp: Lab) -> None:
         udp.fault("daemon-kill", "n1", daemon="flannel-proxy")
