@@ -131,8 +131,21 @@ class Applier:
         self.wiring.begin()
         if removed:
             progress(f"removing {_count(removed)}")
-            self._remove(removed, journal)
-        self._make([item for item in added if not _is_learned(item)], replaced, journal, progress)
+        self._change(removed, replaced, [item for item in added if not _is_learned(item)], journal, progress)
+
+    def _change(
+        self,
+        removed: Sequence[AnyObject],
+        replaced: Sequence[tuple[AnyObject, AnyObject]],
+        added: Sequence[AnyObject],
+        journal: _Journal,
+        progress: Progress,
+    ) -> None:
+        late = _sets_in_use(removed, replaced, added)
+        if removed:
+            self._remove([item for item in removed if item not in late], journal)
+        self._make(added, replaced, journal, progress)
+        self.rulesets.remove(late, journal.taken)
 
     def _remove(self, removed: Sequence[AnyObject], journal: _Journal) -> None:
         dead = {item.ns for item in removed if isinstance(item, Namespace)}
@@ -206,8 +219,8 @@ class Applier:
         try:
             self.wiring.begin()
             self.wiring.restore_sysctls(_surviving_sysctls(added), again.taken)
-            self._remove([item for item in reversed(added) if not isinstance(item, Sysctl)], again)
-            self._make(removed, replaced, again, _silent)
+            undone = [item for item in reversed(added) if not isinstance(item, Sysctl)]
+            self._change(undone, replaced, removed, again, _silent)
         except Exception as second:  # whatever it is: the lab is half-wired
             self.broken = True
             error.broken = True  # type: ignore[attr-defined]
@@ -249,6 +262,16 @@ class _Journal:
             elif now is not before:
                 replace.append((now, before))
         return remove, replace, add
+
+
+def _sets_in_use(
+    removed: Sequence[AnyObject], replaced: Sequence[tuple[AnyObject, AnyObject]], added: Sequence[AnyObject]
+) -> list[IpSet]:
+    """Sets that rules may refer to until those are replaced: they go last. A set that comes again under its name, with
+    another type, cannot wait."""
+    changed = {old.ns for old, _ in replaced if isinstance(old, IptablesRules)}
+    coming = {item.key for item in added}
+    return [item for item in removed if isinstance(item, IpSet) and item.ns in changed and item.key not in coming]
 
 
 def _surviving_sysctls(added: Iterable[AnyObject]) -> list[Sysctl]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from emulator import Lab
 from emulator.cni.styles import load_style
+from emulator.errors import AddressesExhausted
+from emulator.plan.model import Veth
 from tests.kernel.tshark_hops import ping_hops
 
 pytestmark = pytest.mark.requires(*load_style("aws-vpc").requires, "tshark")
@@ -147,6 +150,35 @@ def test_racks_are_subnets_of_one_vpc_and_each_leaves_by_its_own_router() -> Non
             request = lab.trace(f"{node}-p1", "client").request
             assert request is not None
             assert f"router/{router}" in {hop.ns for hop in request.hops}
+
+
+def test_interfaces_come_and_go_with_the_pods() -> None:
+    def web(replicas: int) -> dict[str, Any]:
+        template = {
+            "metadata": {"labels": {"app": "web"}},
+            "spec": {
+                "nodeName": "n1",
+                "containers": [{"name": "web", "image": "web", "ports": [{"containerPort": 80}]}],
+            },
+        }
+        spec = {"replicas": replicas, "selector": {"matchLabels": {"app": "web"}}, "template": template}
+        return {"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "web"}, "spec": spec}
+
+    def interfaces(lab: Lab) -> set[str]:
+        plan = lab.plan()
+        return {item.name for item in plan if isinstance(item, Veth) and item.peer_ns == "router/vpc"}
+
+    with Lab("three-nodes", cni="aws-vpc") as lab:
+        lab.apply(web(10))
+        assert interfaces(lab) == {"eth0", "eth1", "eth2"}
+        assert lab.verify() == []
+        assert lab.probe("n2-p1", "web-9", 80).result.answered_by == "web-9"
+        lab.apply(web(0))
+        assert interfaces(lab) == {"eth0", "eth1"}
+        assert lab.verify() == []
+        with pytest.raises(AddressesExhausted, match=r"m5\.large takes 3 network interfaces"):
+            lab.apply(web(25))
+        assert lab.verify() == []
 
 
 # What the VPC does not carry
