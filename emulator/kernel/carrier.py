@@ -12,6 +12,7 @@ import struct
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from typing import Literal
 
 from emulator.errors import ApplyError
 from emulator.kernel.netlink import Channel, attributes
@@ -19,18 +20,20 @@ from emulator.kernel.netlink import Channel, attributes
 RTM_GETLINK = 18
 IFLA_IFNAME, IFLA_OPERSTATE, IFLA_LINKINFO = 3, 16, 18
 IFLA_INFO_SLAVE_DATA, IFLA_BRPORT_STATE = 5, 1
-IF_OPER_UP = 6  # linux/if.h
+IF_OPER_UNKNOWN, IF_OPER_UP = 0, 6  # linux/if.h
 BR_STATE_FORWARDING = 3  # linux/if_bridge.h
 _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
+
+Awaited = Literal["cable", "port", "bridge"]
 
 TIMEOUT = 10.0  # seconds; link_watch works at least once a second
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.05  # seconds between looks
 
 
 def await_carrier(
-    channel: Callable[[str], AbstractContextManager[Channel]], wanted: Mapping[str, Mapping[str, bool]]
+    channel: Callable[[str], AbstractContextManager[Channel]], wanted: Mapping[str, Mapping[str, Awaited]]
 ) -> None:
-    """Return once all devices carry packets: by namespace and name, with whether it is the port of a bridge.
+    """Return once all devices carry packets: by namespace and name, with what it is (a ``port`` is a bridge's).
 
     Raises ApplyError for those that do not within ``TIMEOUT`` seconds.
     """
@@ -52,15 +55,18 @@ def await_carrier(
         pause = min(2 * pause, LONGEST_PAUSE)
 
 
-def _carrying(channel: Channel, wanted: Mapping[str, bool]) -> set[str]:
+def _carrying(channel: Channel, wanted: Mapping[str, Awaited]) -> set[str]:
     """The devices among ``wanted`` that carry packets now."""
     found: set[str] = set()
     for body in channel.dump(RTM_GETLINK, _IFINFO.pack(0, 0, 0, 0, 0)):
         given = attributes(body, _IFINFO.size)
         name = bytes(given[IFLA_IFNAME]).rstrip(b"\0").decode()
-        if name not in wanted or bytes(given.get(IFLA_OPERSTATE, b"\0"))[0] != IF_OPER_UP:
+        if name not in wanted:
             continue
-        if not wanted[name] or _port_state(given) == BR_STATE_FORWARDING:
+        state = bytes(given.get(IFLA_OPERSTATE, b"\0"))[0]
+        # A bridge whose first port came with a carrier never lost its own, and nobody ever worked out its state.
+        up = state == IF_OPER_UP or (wanted[name] == "bridge" and state == IF_OPER_UNKNOWN)
+        if up and (wanted[name] != "port" or _port_state(given) == BR_STATE_FORWARDING):
             found.add(name)
     return found
 

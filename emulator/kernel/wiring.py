@@ -21,7 +21,7 @@ from errno import EADDRNOTAVAIL, ENODEV, ENOENT, ESRCH
 
 from emulator.errors import ApplyError, NotFound
 from emulator.kernel import messages, namespaces
-from emulator.kernel.carrier import await_carrier
+from emulator.kernel.carrier import Awaited, await_carrier
 from emulator.kernel.inventory import Inventory
 from emulator.kernel.netlink import Channel, Refusal, Request, link_indexes
 from emulator.kernel.netns import netns_path
@@ -75,7 +75,7 @@ class Wiring:
         self._channels: dict[str, Channel] = {}
         self._indexes: dict[str, dict[str, int]] = {}
         self._born: set[str] = set()
-        self._awaited: defaultdict[str, dict[str, bool]] = defaultdict(dict)  # the ends that hear of their carrier late
+        self._awaited: defaultdict[str, dict[str, Awaited]] = defaultdict(dict)  # who hears of a carrier late
         self._original: dict[tuple[str, str], str] = {}
 
     def begin(self) -> None:
@@ -233,7 +233,9 @@ class Wiring:
         if far[0] not in opened:
             opened[far[0]] = os.open(self._path(far[0]), os.O_RDONLY | os.O_CLOEXEC)
             stack.callback(os.close, opened[far[0]])
-        self._awaited[near[0]][near[1]] = near in ports
+        self._awaited[near[0]][near[1]] = "port" if near in ports else "cable"
+        if near in ports:
+            self._awaited[near[0]][ports[near].bridge] = "bridge"
         request = messages.veth(
             item,
             near[1],

@@ -36,7 +36,7 @@ def test_waits_until_the_far_end_is_up_and_the_port_forwards() -> None:
     timer = threading.Timer(0.3, lambda: ip("link set far up"))
     timer.start()
     start = time.monotonic()
-    carrier.await_carrier(open_here, {"underlay": {"near": True}})
+    carrier.await_carrier(open_here, {"underlay": {"near": "port"}})
     assert time.monotonic() - start >= 0.3
     with open("/sys/class/net/near/brport/state") as state:
         assert int(state.read()) == carrier.BR_STATE_FORWARDING
@@ -46,15 +46,15 @@ def test_names_the_device_that_stays_without_carrier(monkeypatch: pytest.MonkeyP
     plugged_but_silent()
     monkeypatch.setattr(carrier, "TIMEOUT", 0.1)
     with pytest.raises(ApplyError, match="near in underlay"):
-        carrier.await_carrier(open_here, {"underlay": {"near": False}})
+        carrier.await_carrier(open_here, {"underlay": {"near": "cable"}})
 
 
 def test_port_that_learns_only_is_not_yet_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     plugged_but_silent()
     ip("link set far up")
-    carrier.await_carrier(open_here, {"underlay": {"near": True}})
+    carrier.await_carrier(open_here, {"underlay": {"near": "port"}})
     subprocess.run(["bridge", "link", "set", "dev", "near", "state", "2"], check=True)
     monkeypatch.setattr(carrier, "TIMEOUT", 0.1)
-    carrier.await_carrier(open_here, {"underlay": {"near": False}})
+    carrier.await_carrier(open_here, {"underlay": {"near": "cable"}})
     with pytest.raises(ApplyError, match="no carrier"):
-        carrier.await_carrier(open_here, {"underlay": {"near": True}})
+        carrier.await_carrier(open_here, {"underlay": {"near": "port"}})
