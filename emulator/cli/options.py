@@ -57,7 +57,7 @@ style: Decorator = click.option(
 )  # fmt: skip
 styles: Decorator = click.option(
     "--cni", "styles", default="flannel,calico", show_default=True, metavar="STYLE,...",
-    shell_complete=_complete_styles, help="CNI styles to run under; `all` for every one.",
+    shell_complete=_complete_styles, help="CNI styles to run under; `all` for every mode of each.",
 )  # fmt: skip
 plugins: Decorator = click.option(
     "--cni-bin", "plugins", multiple=True, metavar="DIR", type=click.Path(exists=True, file_okay=False),
@@ -75,10 +75,10 @@ namespace: Decorator = click.option("-n", "--namespace", default="default", show
 
 def split_styles(text: str, plugins: Sequence[str] = ()) -> list[str]:
     """``flannel,calico`` apart. Raises UserError for an unknown style, so that nothing is built in vain."""
-    from emulator.cni.styles import load_style, settle, style_key, style_names
+    from emulator.cni.styles import every_mode, load_style, settle, style_key
     from emulator.errors import UserError
 
-    wanted = style_names() if text == "all" else [part.strip() for part in text.split(",") if part.strip()]
+    wanted = every_mode() if text == "all" else [part.strip() for part in text.split(",") if part.strip()]
     if not wanted:
         raise UserError("--cni names no style")
     for name in wanted:

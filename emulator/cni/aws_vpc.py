@@ -77,6 +77,11 @@ TITLES = {
 }
 
 
+def modes() -> tuple[str, ...]:
+    """The modes that there are, the default one first."""
+    return tuple(dict.fromkeys(SPELLINGS.values()))
+
+
 def load(mode: str) -> AwsVpc:
     """The entry point. Raises UserError for a mode that does not exist."""
     return AwsVpc(mode=pick_mode("aws-vpc", mode, SPELLINGS))

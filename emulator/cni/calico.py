@@ -80,6 +80,10 @@ class Calico(Plain):
         return ("veth", *tunnel, "iptables", "iptables-restore", "ipset", "ipset-program", *bird)
 
     @property
+    def stand_in(self) -> str:
+        return "" if self._default.kind == "vxlan" else "BIRD 2 for Calico's fork of BIRD 1.6"
+
+    @property
     def _default(self) -> Encapsulation:
         return MODES[self.mode][1]
 

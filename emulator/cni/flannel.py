@@ -102,6 +102,10 @@ class Flannel(Plain):
         rules = ("nft", "nft-nat", "nft-program") if settings.nftables else ("iptables", "iptables-restore")
         return ("veth", "bridge", *KERNEL[settings.backend], *rules, "bridge-nf")
 
+    @property
+    def stand_in(self) -> str:
+        return "a proxy of cnilab's for flanneld's" if MODES[self.mode][1].backend == "udp" else ""
+
     def settings(self, cluster: Cluster) -> Settings:
         """What the ConfigMap says, or the mode. Raises ManifestError."""
         if not (_latest and _latest[0][0] is cluster and _latest[0][1] == self.mode):

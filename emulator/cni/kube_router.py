@@ -68,6 +68,11 @@ TITLES = {
 }
 
 
+def modes() -> tuple[str, ...]:
+    """The modes that there are, the default one first."""
+    return tuple(dict.fromkeys((SUBNET, *TITLES)))
+
+
 def load(mode: str) -> KubeRouter:
     """The entry point. Raises UserError for a mode that does not exist."""
     return KubeRouter(mode=pick_mode("kube-router", mode, {"": SUBNET, **{each: each for each in TITLES}}))
@@ -83,6 +88,7 @@ class KubeRouter(Plain):
     """kube-router with ``--overlay-type`` ``subnet`` or ``full``, or with ``--enable-overlay=false``."""
 
     mode: str
+    stand_in: str = "BIRD 2 for GoBGP"
     name: str = "kube-router"
 
     @property

@@ -22,7 +22,9 @@ class Style(Protocol):
 
     ``name`` is ``flannel``; ``mode`` its variant (``vxlan``); ``title`` for people (``Flannel · vxlan``).
     ``requires`` are the names of kernel features and programs that it cannot do without
-    (``emulator.kernel.capabilities`` knows them).
+    (``emulator.kernel.capabilities`` knows them). ``stand_in`` says what stands in for a part of the real system that
+    is not used (``a proxy of cnilab's for flanneld's``); empty where all parts are real. The style's module lists its
+    modes in a function ``modes()``, the default one first.
 
     The parts are planned apart so that a change costs what it touches. ``pod`` may depend on nothing but its
     arguments' own fields, the cluster's topology and what ``shared`` returns; ``node`` on the topology, all nodes, the
@@ -34,6 +36,7 @@ class Style(Protocol):
     mode: str
     title: str
     requires: tuple[str, ...]
+    stand_in: str
 
     def prepare(self, topology: Topology) -> Topology:
         """The underlay as this style finds it, before anything is built: a cloud's style lays its fabric over the
@@ -68,6 +71,10 @@ class Style(Protocol):
 
 class Plain:
     """What most styles have in common: they take the underlay as it is, and ask nothing of its routers."""
+
+    @property
+    def stand_in(self) -> str:
+        return ""
 
     def prepare(self, topology: Topology) -> Topology:
         return topology

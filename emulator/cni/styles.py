@@ -7,6 +7,7 @@ that ship here are known without any metadata: a checkout that was never install
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
@@ -77,6 +78,21 @@ def _file_of(spec: str) -> str | None:
             hint="examples are in scenarios/conflist/; docs/conflist.md has the rest",
         )
     return file
+
+
+def mode_names(style: str) -> list[str]:
+    """The modes of a style, the default one first: what its module's ``modes()`` says, or the default alone."""
+    listed = getattr(sys.modules[_loader(style).__module__], "modes", None)
+    return list(listed()) if listed is not None else [load_style(style).mode]
+
+
+def every_mode() -> list[str]:
+    """Every style's every mode, as ``--cni`` takes it; the default modes by the style's name alone."""
+    specs = []
+    for style in style_names():
+        default, *others = mode_names(style)
+        specs += [style, *(f"{style}:{mode}" for mode in others if mode != default)]
+    return specs
 
 
 def _loader(name: str) -> Loader:

@@ -15,10 +15,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from emulator.cni.styles import load_style, style_names
+from emulator.cni.styles import load_style, mode_names, style_names
 from emulator.kernel import capabilities, distribution
 from emulator.kernel.capabilities import Feature, State
-from emulator.kernel.features import BY_NAME, KERNEL, PROGRAMS
+from emulator.kernel.features import BY_NAME, KERNEL, PROGRAMS, KernelFeature
 
 
 class Machine(TypedDict):
@@ -57,13 +57,16 @@ class ProgramRow(TypedDict):
 
 
 class StyleRow(TypedDict):
-    """A CNI style in its default mode. ``missing`` are names of features and programs; ``error`` is set where the
-    style itself cannot be loaded."""
+    """A CNI style in one of its modes; ``name`` is what ``--cni`` takes. ``missing`` are features and programs,
+    ``options`` the kernel options that would bring them; ``stand_in`` is what is not the real thing; ``error`` is set
+    where the style itself cannot be loaded."""
 
     name: str
     title: str
     runs: bool
     missing: list[str]
+    options: list[str]
+    stand_in: str
     error: str
 
 
@@ -86,7 +89,7 @@ def doctor_report(try_load: bool = False) -> Report:
         machine=_machine(),
         labs=_why_not(found),
         tried=try_load,
-        styles=[_style(name, usable) for name in style_names()],
+        styles=[_style(name, usable) for name in _specs()],
         programs=[
             ProgramRow(
                 name=program.executable,
@@ -150,10 +153,28 @@ def _style(name: str, usable: set[str]) -> StyleRow:
     try:
         style = load_style(name)
     except Exception as error:  # another distribution's style may be broken in any way, and doctor is to say so
-        return StyleRow(name=name, title=name, runs=False, missing=[], error=f"{type(error).__name__}: {error}")
+        said = f"{type(error).__name__}: {error}"
+        return StyleRow(name=name, title=name, runs=False, missing=[], options=[], stand_in="", error=said)
     # A style of another distribution may ask for what this version does not know.
     missing = [need for need in style.requires if need not in BY_NAME or need not in usable]
-    return StyleRow(name=name, title=style.title, runs=not missing, missing=missing, error="")
+    features = [BY_NAME[need] for need in missing if need in BY_NAME]
+    options = [feature.option for feature in features if isinstance(feature, KernelFeature)]
+    stand_in = str(getattr(style, "stand_in", ""))
+    return StyleRow(
+        name=name, title=style.title, runs=not missing, missing=missing, options=options, stand_in=stand_in, error=""
+    )
+
+
+def _specs() -> list[str]:
+    """Every style's every mode; a style that does not even load by its name."""
+    specs = []
+    for name in style_names():
+        try:
+            default, *others = mode_names(name)
+        except Exception:  # see _style
+            default, others = name, []
+        specs += [name, *(f"{name}:{mode}" for mode in others if mode != default)]
+    return specs
 
 
 # for people
@@ -197,11 +218,13 @@ def _mark(state: State) -> Text:
 
 
 def _styles(report: Report) -> Table:
-    table = _table("CNI styles", "style", "")
+    table = _table("CNI styles", "--cni", "style", "")
     for style in report["styles"]:
-        lacks = f"lacks {', '.join(style['missing'])}"
-        says = "runs here" if style["runs"] else style["error"] or lacks
-        table.add_row(_mark("yes" if style["runs"] else "no"), style["title"], Text(says))
+        options = f" ({', '.join(style['options'])})" if style["options"] else ""
+        lacks = f"not possible here: lacks {', '.join(style['missing'])}{options}"
+        how = f"stand-in: {style['stand_in']}" if style["stand_in"] else "native"
+        says = how if style["runs"] else style["error"] or lacks
+        table.add_row(_mark("yes" if style["runs"] else "no"), style["name"], style["title"], Text(says))
     return table
 
 
