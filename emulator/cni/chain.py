@@ -50,8 +50,8 @@ class Call(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """How it went. ``code`` is the exit status, negative for a signal. ``killed`` says why the plugin was killed if it did
-    not end by itself (``did not end within 30 s``); ``remarks`` what else it did that it should not have."""
+    """How it went. ``code`` is the exit status, negative for a signal. ``killed`` says why the plugin was killed if it
+    did not end by itself (``did not end within 30 s``); ``remarks`` what else it did that it should not have."""
 
     code: int
     stdout: bytes
@@ -253,8 +253,12 @@ def _failure(call: Call, reason: str) -> PluginError:
 
 
 def _last_words(answer: Answer) -> str:
+    """The line of standard error that tells most: where Go panics it is followed by stack traces."""
     lines = [line.strip() for line in answer.stderr.splitlines() if line.strip()]
-    return f"; its last words: {lines[-1][:200]}" if lines else ""
+    if not lines:
+        return ""
+    told = next((line for line in lines if line.startswith(("panic:", "fatal error:"))), lines[-1])
+    return f"; its last words: {told[:200]}"
 
 
 def _shown(output: bytes) -> str:

@@ -246,7 +246,8 @@ class Attachments:
             return body
 
         found: list[T] = []
-        for result in in_parallel({ns: visit(ns) for ns in grouped}, os.cpu_count() or 1).values():
+        results = in_parallel({ns: visit(ns) for ns in grouped}, os.cpu_count() or 1)
+        for result in (results[ns] for ns in grouped):
             if isinstance(result, Exception):
                 raise result
             found += result

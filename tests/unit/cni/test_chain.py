@@ -140,9 +140,10 @@ def test_a_failure_of_that_del_is_told_with_the_first() -> None:
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (Answer(1, b'{"cniVersion": "1.0.0", "code": 4, "msg": "no args"}'), "code 4, invalid environment variables: no"),
+        (Answer(1, b'{"cniVersion": "1.0.0", "code": 4, "msg": "no"}'), "code 4, invalid environment variables"),
         (Answer(1, b'{"code": 100, "msg": "own", "details": "more"}'), "failed with code 100: own; more"),
         (Answer(2, b"", "a\nboom\n"), "ended with status 2, without a CNI error on its output; its last words: boom"),
+        (Answer(2, b"", "panic: nil pointer\ngoroutine 1:\n main.go:9\n"), "its last words: panic: nil pointer"),
         (Answer(-signal.SIGSEGV, b""), "was killed by SIGSEGV"),
         (Answer(-9, b"", killed="did not end within 30 s"), "did not end within 30 s and was killed"),
         (Answer(0, b""), "ended well, but printed no result"),
