@@ -169,7 +169,7 @@ KERNEL: tuple[KernelFeature, ...] = (
         "nft-nat",
         _nft("nat", "type nat hook postrouting priority 100; masquerade"),
         "CONFIG_NFT_NAT, CONFIG_NFT_MASQ",
-        "kube-proxy nftables",
+        "kindnet, kube-proxy nftables",
         NFT_NAT,
     ),
     KernelFeature(
@@ -183,7 +183,7 @@ KERNEL: tuple[KernelFeature, ...] = (
         "nft-fib",
         _nft("fib", "type filter hook prerouting priority 0; fib daddr type local accept"),
         "CONFIG_NFT_FIB_INET",
-        "kube-proxy nftables",
+        "kindnet, kube-proxy nftables",
         (*NFT, "nft_fib", "nft_fib_inet"),
     ),
     KernelFeature(
@@ -272,7 +272,7 @@ PROGRAMS: tuple[Program, ...] = (
     Program("iptables-restore", "flannel, calico", {"debian": "iptables", "fedora": "iptables-nft"}, least="1.8"),
     Program(
         "nft-program",
-        "loss on links, kube-proxy nftables",
+        "kindnet, loss on links, kube-proxy nftables",
         {"debian": "nftables", "fedora": "nftables"},
         least="0.9.8",
         file="nft",
@@ -280,7 +280,7 @@ PROGRAMS: tuple[Program, ...] = (
     Program(
         "ipset-program", "calico, kube-router", {"debian": "ipset", "fedora": "ipset"}, ("version",), "7", file="ipset"
     ),
-    Program("bird", "calico", {"debian": "bird2", "fedora": "bird"}, least="2.0"),
+    Program("bird", "calico, kube-router", {"debian": "bird2", "fedora": "bird"}, least="2.0"),
     Program("tshark", "the tests", {"debian": "tshark", "fedora": "wireshark-cli"}, optional=True),
     Program(
         "cni-plugins",

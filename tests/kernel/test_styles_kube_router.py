@@ -203,18 +203,30 @@ def test_without_ipip_a_tunnel_is_refused_by_name(style: str) -> None:
 def test_nodes_of_other_subnets_are_reached_through_a_tunnel() -> None:
     with Lab("racks", cni="kube-router", wire_accurate=True) as lab:
         assert lab.verify() == []
-        tunnel, back = tunnel_device("192.168.52.11"), tunnel_device("192.168.51.11")
-        assert f"10.244.3.0/24 dev {tunnel} proto bird scope link src 192.168.51.11" in routes(lab, "n1")
-        hops = ping_hops(lab, "n1-p1", "n3-p1")
-        assert [line for line in hops if "tun-" in line or (":eth0" in line and "|" in line)] == [
-            "n1:tun-* out  10.244.1.2>10.244.3.2  ttl 63    98 bytes",
-            "n1:eth0 out  192.168.51.11|10.244.1.2>192.168.52.11|10.244.3.2  ttl 63|63  n1:eth0>tor1:eth0  118 bytes",
-            "tor1:eth0 in  192.168.51.11|10.244.1.2>192.168.52.11|10.244.3.2  ttl 63|63  n1:eth0>tor1:eth0  118 bytes",
-            "tor2:eth0 out  192.168.51.11|10.244.1.2>192.168.52.11|10.244.3.2  ttl 60|63  tor2:eth0>n3:eth0  118 bytes",
-            "n3:eth0 in  192.168.51.11|10.244.1.2>192.168.52.11|10.244.3.2  ttl 60|63  tor2:eth0>n3:eth0  118 bytes",
-            "n3:tun-* in  10.244.1.2>10.244.3.2  ttl 63    98 bytes",
+        near, far = (lab.cluster().node(name).addresses[0] for name in ("n1", "n3"))
+        tunnel = tunnel_device(far)
+        assert f"10.244.3.0/24 dev {tunnel} proto bird scope link src {near}" in routes(lab, "n1")
+        assert f"{near} dev {tunnel_device(near)}" in lab.run("n3", "ip", "route", "show", "table", "77").stdout
+        wire = f"{near}|10.244.1.2>{far}|10.244.3.2"
+        assert [line for line in ping_hops(lab, "n1-p1", "n3-p1") if "|" in line and not line.startswith("spine")] == [
+            f"n1:eth0 out  {wire}  ttl 63|63  n1:eth0>tor1:eth0  118 bytes",
+            f"tor1:eth0 in  {wire}  ttl 63|63  n1:eth0>tor1:eth0  118 bytes",
+            f"tor1:eth1 out  {wire}  ttl 62|63  tor1:eth1>spine:eth1  118 bytes",
+            f"tor2:eth1 in  {wire}  ttl 61|63  spine:eth2>tor2:eth1  118 bytes",
+            f"tor2:eth0 out  {wire}  ttl 60|63  tor2:eth0>n3:eth0  118 bytes",
+            f"n3:eth0 in  {wire}  ttl 60|63  tor2:eth0>n3:eth0  118 bytes",
         ]
-        assert back in lab.run("n3", "ip", "route", "show", "table", "77").stdout
+        request = lab.trace("n1-p1", "n3-p1").request
+        assert request is not None
+        assert [(hop.device, hop.packet.ttl) for hop in request.hops if hop.device.startswith("tun-")] == [
+            (tunnel, 63),
+            (tunnel_device(near), 63),
+        ]
+        assert request.hops[-1].packet.ttl == 62
+        # Table 77: what a pod sends to the node itself goes into the tunnel too.
+        to_node = lab.trace("n1-p1", "n3").request
+        assert to_node is not None
+        assert tunnel in [hop.device for hop in to_node.hops]
 
 
 @pytest.mark.real_kernel
