@@ -69,7 +69,7 @@ def udp_answer(datagram: bytes, hostname: str, client: tuple[str, int]) -> bytes
         )
         missing = len(datagram) - len(answer) - 1
         # As long as the question, so that both ways are tested with that size.
-        return answer + b" " + _PADDING * missing if missing > 0 else answer
+        return answer + b" " + _PADDING * missing if missing >= 0 else answer
     text = datagram.strip().lower()  # agnhost does so, and therefore echoes in lower case
     if text == b"hostname":
         return hostname.encode()
