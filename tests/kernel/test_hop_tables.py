@@ -7,16 +7,13 @@ Sources: flannel's pkg/backend/vxlan and hostgw, Calico's dataplane_linux.go and
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from emulator.lab.lab import Lab
-
-sys.path.insert(0, str(Path(__file__).parent))
-from dissection import Bench, Row, addresses, same_table, wrapped
+from tests.kernel.dissection import Bench, Row, addresses, same_table, wrapped
 
 # three-nodes, but the router sends all pods' traffic to n1: for packets from outside.
 TOPOLOGY = Path(__file__).parents[2] / "scenarios/connectivity/topologies/routed-pods.yaml"

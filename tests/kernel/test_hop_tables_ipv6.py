@@ -3,16 +3,12 @@ discovery takes ARP's place. On a cluster with both families and on one without 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from emulator.lab.lab import Lab
-
-sys.path.insert(0, str(Path(__file__).parent))
-from dissection import Bench, Row, addresses, same_table, wrapped
+from tests.kernel.dissection import Bench, Row, addresses, same_table, wrapped
 
 REQUEST = "icmpv6.type == 128"
 PING = 118  # bytes of a frame: 14 Ethernet, 40 IPv6, 8 ICMPv6, 56 data

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import sys
 import tempfile
 from pathlib import Path
 
@@ -22,9 +21,7 @@ from emulator.compare.compare import compare, load_run
 from emulator.compare.golden import hop_lists, pieces_of, same_way, speaking
 from emulator.scenario.run import Outcome
 from emulator.scenario.series import run_series
-
-sys.path.insert(0, str(Path(__file__).parent))
-from shipped_runs import CASES, SCENARIOS, loaded, outcome, styles_of
+from tests.kernel.shipped_runs import CASES, SCENARIOS, loaded, outcome, styles_of
 
 CAPTURES = Path(__file__).parents[2] / "captures"
 CAPTURE = ".pcapng.gz"  # Wireshark opens it as it is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -122,7 +123,7 @@ def test_a_style_that_cannot_carry_the_network_is_unsupported(tmp_path: Path) ->
 
 
 def test_what_the_kernel_lacks_is_told_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def probe(names: list[str]) -> dict[str, capabilities.Feature]:
+    def probe(names: Collection[str]) -> dict[str, capabilities.Feature]:
         return {name: capabilities.Feature(name, "no", "not there") for name in names}
 
     monkeypatch.setattr(module, "require", lambda names: capabilities.require(names, probe))
