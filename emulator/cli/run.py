@@ -59,6 +59,7 @@ def carry_out(
     from emulator.compare.compare import compare, load_run
     from emulator.report import html, terminal
     from emulator.report.json import comparison_as_dict
+    from emulator.scenario.rundir import hand_over
     from emulator.scenario.series import run_series
 
     with output.progress("run") as progress:
@@ -68,6 +69,7 @@ def carry_out(
         progress("writing the report")
         comparison = compare(load_run(directory))
         html.write(comparison, directory / "report.html")
+        hand_over(directory)
     if as_json:
         output.print_json(comparison_as_dict(comparison))
     else:
