@@ -68,8 +68,8 @@ KERNEL = {"vxlan": ("vxlan",), "host-gw": (), "udp": ("tun",), "ipip": ("ipip",)
 
 
 def modes() -> tuple[str, ...]:
-    """The modes that there are, the default one first."""
-    return tuple(MODES)
+    """The modes that there are, as people spell them, the default one first."""
+    return tuple("directrouting" if mode == "vxlan-directrouting" else mode for mode in MODES)
 
 
 def load(mode: str) -> Flannel:
