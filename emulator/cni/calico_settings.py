@@ -38,7 +38,7 @@ from emulator.plan.model import Family
 GROUPS = ("projectcalico.org", "crd.projectcalico.org")
 AS_NUMBER = 64512  # BGPConfiguration.asNumber, by default
 AS_MAX = 4294967295
-REFLECTOR = "projectcalico.org/RouteReflectorClusterID"  # annotation of a Node object; a label in a topology
+REFLECTOR = "projectcalico.org/RouteReflectorClusterID"  # annotation of a node; taken as its label too
 SECRET_NAMESPACES = ("kube-system", "calico-system")  # of calico-node, by manifest and by operator
 
 Mode = Literal["Never", "Always", "CrossSubnet"]
@@ -170,7 +170,11 @@ class _Reader:
 
     def read(self) -> Settings:
         asns = {node.name: node.asn for node in self._nodes.values() if node.asn}
-        clusters = {name: labels[REFLECTOR] for name, labels in self._labels.items() if REFLECTOR in labels}
+        clusters = {
+            node.name: value
+            for node in self._nodes.values()
+            if (value := node.annotations.get(REFLECTOR) or node.labels.get(REFLECTOR))
+        }
         for name, spec, metadata in self._of("Node", NodeSpec):
             self._node(name, spec, metadata, asns, clusters)
         for name, cluster in clusters.items():

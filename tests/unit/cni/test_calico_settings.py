@@ -177,3 +177,15 @@ def test_vxlan_alone_needs_no_bird() -> None:
     assert read().runs_bird
     assert read(ipip="Always").runs_bird
     assert read(resource("BGPPeer", {"peerIP": "10.0.0.1", "asNumber": 1}), vxlan="Always").runs_bird
+
+
+def test_an_annotation_of_the_topologys_node_makes_a_route_reflector_too() -> None:
+    annotated = Node(
+        "n1",
+        ("192.168.50.11",),
+        "eth0",
+        1500,
+        annotations={"projectcalico.org/RouteReflectorClusterID": "244.0.0.1"},
+    )
+    settings = read_settings((), (annotated,), ("10.244.0.0/16",), Encapsulation())
+    assert settings.clusters == {"n1": "244.0.0.1"}
