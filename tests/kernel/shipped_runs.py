@@ -26,6 +26,12 @@ IPV6 = ("connectivity/dual-stack", "connectivity/ipv6")
 IPV4_ONLY = ("aws-vpc", "canal")
 FULL_MATRIX = os.environ.get("CNILAB_MATRIX") == "full"
 THOROUGH = ("flannel", "calico")
+# Further modes of a style, where they take another way or show another address.
+FURTHER_MODES = {
+    "connectivity/cross-node": ("calico:vxlan", "calico:ipip", "flannel:udp", "flannel:ipip"),
+    "connectivity/external-to-pod": ("flannel:vxlan-nftables",),
+    "connectivity/racks": ("calico:vxlan-crosssubnet",),
+}
 SHOW_THE_PATH = tuple(
     f"connectivity/{name}" for name in ("same-node", "cross-node", "pod-to-external", "external-to-pod", "node-to-pod")
 )
@@ -50,14 +56,15 @@ def case(scenario: str, style: str) -> ParameterSet:
     return pytest.param(scenario, style, marks=pytest.mark.requires(*needed))
 
 
-def styles_of(scenario: str) -> tuple[str, ...]:
+def styles_of(scenario: str, *, full: bool = FULL_MATRIX) -> tuple[str, ...]:
     """The styles that a scenario is run under."""
     limits = dict.fromkeys(loaded(scenario).scenario.styles, True)
     styles: tuple[str, ...] = ROUTED_STYLES if scenario == ROUTED else STYLES
     if scenario in IPV6:
         styles = tuple(style for style in styles if style not in IPV4_ONLY)
-    if not FULL_MATRIX and scenario.startswith("connectivity/") and scenario not in (*SHOW_THE_PATH, ROUTED):
+    if not full and scenario.startswith("connectivity/") and scenario not in (*SHOW_THE_PATH, ROUTED):
         styles = tuple(style for style in styles if style in THOROUGH)
+    styles += FURTHER_MODES.get(scenario, ())
     return tuple(style for style in styles if not limits or for_style(limits, style))
 
 

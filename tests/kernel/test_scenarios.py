@@ -69,7 +69,7 @@ def test_every_golden_capture_belongs_to_a_shipped_scenario() -> None:
     expected = {
         golden(scenario, style, suffix)
         for scenario in SCENARIOS
-        for style in styles_of(scenario)
+        for style in styles_of(scenario, full=True)
         for suffix in (".hops", CAPTURE)
     }
     found = {path for suffix in (".hops", CAPTURE) for path in CAPTURES.rglob(f"*{suffix}")}
