@@ -1,8 +1,8 @@
 """Runs of the shipped scenarios, each made once per test session and shared by the tests that look at it.
 
 The ordinary run takes every scenario under Flannel and Calico, and under each other style those that show its path.
-``CNILAB_MATRIX=full ./cnilab test tests/kernel/test_scenarios.py`` takes all of them under all, which lasts a quarter of
-an hour: after a change to a style, to the capture or to the scenarios, before a release.
+``CNILAB_MATRIX=full ./cnilab test tests/kernel/test_scenarios.py`` takes all of them under all, a quarter of
+an hour long: after a change to a style, to the capture or to the scenarios, before a release.
 """
 
 from __future__ import annotations
