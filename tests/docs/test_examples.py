@@ -231,7 +231,8 @@ def _needs(page: str) -> list[pytest.MarkDecorator]:
         features += ["bird", "ipset"]
     if "tshark" in commands:
         features.append("tshark")
-    marks = [pytest.mark.sandbox, pytest.mark.requires(*features)]
+    # Not marked as sandboxed: the labs bring their own, and a page would be acted out in each test's.
+    marks = [pytest.mark.requires("netns", "veth", "ip", "mnexec", *features)]
     if "curl" in commands:
         marks.append(pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed"))
     return marks
