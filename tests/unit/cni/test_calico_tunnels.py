@@ -129,7 +129,7 @@ def test_ipip_is_refused_for_ipv6(planned: Any) -> None:
 @pytest.mark.parametrize(
     ("spec", "chain", "hashes"),
     [
-        # Found in dumps of real clusters, but for SXWvdsbh4Mw7wOln (the rule for tunl0), which no dump read here showed.
+        # Found in dumps of real clusters, but for SXWvdsbh4Mw7wOln (the rule for tunl0), which none read here shows.
         ("calico:vxlan", "cali-INPUT", ["J76FwxInZIsk7uKY", "EDCNTTxYfggApx8C"]),
         ("calico:ipip", "cali-INPUT", ["PajejrV4aFdkZojI", "_wjq-Yrma8Ly1Svo"]),
         ("calico:vxlan", "cali-POSTROUTING", ["Z-c7XtVd2Bq7s_hA", "nYKhEzDlr11Jccal", "e9dnSgSVNmIcpVhP"]),
