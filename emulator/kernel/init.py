@@ -237,6 +237,8 @@ def _start(program: Program, ties: Ties, status: Status) -> tuple[int, int]:
             for fd in (woken, wake, executed, status.fd, ties.lifeline, ties.caller):
                 os.close(fd)
             if callable(program):
+                for number in (signal.SIGPIPE, signal.SIGXFSZ):
+                    signal.signal(number, signal.SIG_IGN)  # as Python starts: a closed peer is an error, not the end
                 os.close(trouble)
                 program()
                 code = 0

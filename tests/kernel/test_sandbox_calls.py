@@ -127,3 +127,17 @@ def test_marked_tests_run_inside_with_their_fixtures_and_report_as_usual(tmp_pat
     assert re.search(r"SKIPPED \[1\] test_marked\.py:\d+: for a reason", said), said
     assert "took longer than 0.5 s" in said
     assert "exit status 3" in said
+
+
+def _write_to_nobody() -> str:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        os.write(writer, b"x")
+    except BrokenPipeError:
+        return "told"
+    return "unnoticed"
+
+
+def test_function_that_writes_to_a_closed_pipe_gets_an_error_and_lives() -> None:
+    assert call_forked(_write_to_nobody) == "told"
