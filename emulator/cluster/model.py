@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from emulator.cluster.services import EndpointSlice, Service
+
 PODS_PER_NODE_MAX = 110  # kubelet's default maxPods; a bridge with more ports also floods quadratically
 
 
@@ -203,7 +205,8 @@ class Pod(msgspec.Struct, frozen=True, omit_defaults=True):
     ``addresses`` are the node's own for ``host_network`` pods, which have no namespace of their own.
     ``owner`` is ``ReplicaSet/web-6d4b75cb6d``, ``StatefulSet/db``, ``DaemonSet/agent``, ``Topology`` for pods of
     a topology's ``pods: N``, and empty for a Pod that was given as such. ``hostname`` is what the pod calls itself.
-    ``incarnation`` counts the pods of this name that it has replaced.
+    ``incarnation`` counts the pods of this name that it has replaced. A ``terminating`` pod was deleted and has not
+    ended yet: it has its address and serves, but its owner has replaced it already.
     """
 
     namespace: str
@@ -220,6 +223,8 @@ class Pod(msgspec.Struct, frozen=True, omit_defaults=True):
     subdomain: str = ""
     restart_policy: Literal["Always", "OnFailure", "Never"] = "Always"
     incarnation: int = 0
+    ready: bool = True
+    terminating: bool = False
 
     @property
     def key(self) -> str:
@@ -280,6 +285,7 @@ class Cluster(msgspec.Struct, frozen=True):
     ``objects`` are the Kubernetes objects of all other kinds, as given (``kind``, ``metadata``, ``spec``),
     for those who consume them; ``namespaces`` maps each namespace to its labels. ``made`` counts the pods that
     each ReplicaSet and DaemonSet (``namespace/Kind/name``) has named so far, so that a replacement gets a new name.
+    ``services`` are the Services with all that is allocated to them, ``slices`` their endpoints.
     """
 
     topology: Topology
@@ -288,6 +294,8 @@ class Cluster(msgspec.Struct, frozen=True):
     namespaces: dict[str, dict[str, str]]
     objects: tuple[dict[str, Any], ...] = ()
     made: dict[str, int] = {}
+    services: tuple[Service, ...] = ()
+    slices: tuple[EndpointSlice, ...] = ()
 
     def node(self, name: str) -> Node:
         """The node of that name; KeyError if there is none."""

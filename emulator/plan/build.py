@@ -34,14 +34,23 @@ class Planner(Protocol):
     def pod(self, cluster: Cluster, node: Node, pod: Pod) -> Iterable[AnyObject]: ...
 
 
+class ProxyPlanner(Protocol):
+    """What a plan needs of a service proxy (``emulator.proxy.model.Proxy``)."""
+
+    name: str
+
+    def node(self, cluster: Cluster, node: Node) -> Iterable[AnyObject]: ...
+
+
 def build(
     cluster: Cluster,
     style: Planner,
     *,
+    proxy: ProxyPlanner | None = None,
     wire_accurate: bool = False,
     previous: tuple[Cluster, Plan] | None = None,
 ) -> Plan:
-    """Everything that ``style`` puts into the namespaces of ``cluster``.
+    """Everything that ``style``, and a service ``proxy`` beside it, put into the namespaces of ``cluster``.
 
     ``wire_accurate`` switches the offloads of every device off. ``previous`` is the cluster and plan of the step
     before; fragments are reused from it if it is of the same style and accuracy. Raises nothing of its own: the
@@ -84,6 +93,13 @@ def build(
             fragments[key] = old[key]
         else:
             take(key, style.pod(cluster, nodes[pod.node], pod))
+    if proxy is not None:
+        for node in cluster.nodes:
+            key = f"proxy/{node.name}"
+            if key in old:
+                fragments[key] = old[key]
+            elif objects := tuple(proxy.node(cluster, node)):
+                take(key, objects)
 
     plan = Plan(style=name, topology=cluster.topology.name, fragments=fragments, wire_accurate=wire_accurate)
     assert not (clashes := [] if old else duplicates(plan)), f"two objects of one key in {name}: {clashes[0]}"
@@ -129,6 +145,8 @@ def _reusable(before: Cluster, now: Cluster, fragments: dict[str, Fragment]) -> 
             for name in new_nodes
             if name not in changed_nodes and old_names.get(name) == new_names.get(name)
         }
+    if before.nodes == now.nodes and _equal(before.services, now.services) and _equal(before.slices, now.slices):
+        keep |= {f"proxy/{name}" for name in new_nodes}
     return {key: fragment for key, fragment in fragments.items() if key in keep}
 
 
