@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from emulator.capture.model import Hop, Journey, Packet, Reason
 from emulator.capture.nat import Culprit, Hook, Translated, dropper, masquerading_table, translator
-from emulator.capture.planned import Index, Planned, plain
+from emulator.capture.planned import Index, Planned, Way, plain
 from emulator.plan.describe import describe
 from emulator.plan.iptables import rule_text
 from emulator.plan.model import (
@@ -170,7 +170,7 @@ def _reasons(
         elif cable is not None:
             reasons.append(_reason(cable[0], cable[1]))
     elif packet.version:
-        reasons += _outward(hop, before, machine, _entered(hops[:number], hop.ns))
+        reasons += _outward(hop, before, index, _entered(hops[:number], hop.ns))
         if before is not None and (before.ns, before.direction, before.packet.ttl) == (hop.ns, "in", packet.ttl):
             reasons += _ttl_kept(machine)
     elif packet.arp_operation == 2:
@@ -204,13 +204,13 @@ def _ttl_kept(machine: Planned) -> list[Reason]:
     ]
 
 
-def _outward(hop: Hop, before: Hop | None, machine: Planned, entered: str) -> list[Reason]:
+def _outward(hop: Hop, before: Hop | None, index: Index, entered: str) -> list[Reason]:
     """Why a packet leaves by a device that is no bridge port: the route, and what it resolved to."""
-    packet, tunnel = hop.packet, hop.packet.tunnel
+    packet, tunnel, machine = hop.packet, hop.packet.tunnel, index.at(hop.ns)
     if tunnel is None:
         # Sources are translated after routing: what was routed is the packet of the hop before.
         source = before.packet.source if before is not None and before.ns == hop.ns else packet.source
-        way = machine.way(packet, source, entered, hop.device)
+        way = _way(packet, source, entered, hop.device, index, machine)
         if way is None:
             return []
         found = _routed(way.item, packet.target, packet.target_mac, hop.device, machine)
@@ -229,6 +229,20 @@ def _outward(hop: Hop, before: Hop | None, machine: Planned, entered: str) -> li
             reasons.append(_reason(device))
         return reasons + found
     return found
+
+
+def _way(packet: Packet, source: str, entered: str, device: str, index: Index, machine: Planned) -> Way | None:
+    """How the packet got out, by the frame's target: a route by another gateway than the one who got the frame was not
+    there. That is no wonder of one that a routing daemon brings; of others the plan is sure, and nothing is said."""
+    absent: set[Route] = set()
+    while True:
+        way = machine.way(packet, source, entered, device, absent)
+        item = way.item if way is not None else None
+        if not isinstance(item, Route) or not item.via or not index.elsewhere(item.via, packet.target_mac):
+            return way
+        if not item.learned:
+            return None
+        absent.add(item)
 
 
 def _routed(item: Route | Address | None, target: str, target_mac: str, device: str, machine: Planned) -> list[Reason]:

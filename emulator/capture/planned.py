@@ -5,6 +5,7 @@ Routes are looked up as the kernel does: policy rules by priority, and the longe
 
 from __future__ import annotations
 
+from collections.abc import Container
 from functools import cached_property
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import NamedTuple
@@ -99,16 +100,22 @@ class Planned:
             self._best[address] = self._longest(address)
         return self._best[address]
 
-    def way(self, packet: Packet, source: str, entered: str, device: str) -> Way | None:
+    def way(
+        self, packet: Packet, source: str, entered: str, device: str, absent: Container[Route] = frozenset()
+    ) -> Way | None:
         """How a packet with ``source`` (before translation) that came in by ``entered`` gets out by ``device``.
 
-        Marks are not seen in a capture: a rule that wants one counts if it alone explains the device.
+        Marks are not seen in a capture: a rule that wants one counts if it alone explains the device. ``absent`` are
+        routes that were not there when the packet went.
         """
         marked = None
         for rule in (*self._before_main, None, *self._after_main):
             if rule is not None and not _applies(rule, packet, source, entered):
                 continue
-            item = self.best(packet.target) if rule is None else self._longest(packet.target, rule.table)
+            if rule is None and not absent:
+                item = self.best(packet.target)
+            else:
+                item = self._longest(packet.target, rule.table if rule is not None else MAIN_TABLE, absent)
             if item is None:
                 continue
             if rule is not None and rule.fwmark:
@@ -132,7 +139,16 @@ class Planned:
         """How the route's gateway is reached."""
         return self._longest(item.via, item.table) if item.table != MAIN_TABLE else self.best(item.via)
 
-    def _longest(self, address: str, table: int = MAIN_TABLE) -> Route | Address | None:
+    def answers_for(self, address: str, device: str) -> bool:
+        """Whether a neighbour that asks on ``device`` who has ``address`` is answered by this machine."""
+        proxy = self.sysctls.get(f"net/ipv4/conf/{device}/proxy_arp") or self.sysctls.get(
+            f"net/ipv6/conf/{device}/proxy_ndp"
+        )
+        return plain(address) in self.addresses or (proxy is not None and proxy.value == "1")
+
+    def _longest(
+        self, address: str, table: int = MAIN_TABLE, absent: Container[Route] = frozenset()
+    ) -> Route | Address | None:
         try:
             parsed = ip_address(address)
         except ValueError:
@@ -141,7 +157,7 @@ class Planned:
         fitting = [
             each
             for each in self.targets.get(table, ())
-            if each.version == parsed.version and number & each.mask == each.network
+            if each.version == parsed.version and number & each.mask == each.network and each.item not in absent
         ]
         return max(fitting, key=lambda each: (each.length, -each.metric)).item if fitting else None
 
@@ -166,6 +182,7 @@ class Index:
     def __init__(self, plan: Plan) -> None:
         self.machines: dict[str, Planned] = {}
         self.owners: dict[str, str] = {}
+        self.holders: dict[str, set[tuple[str, str]]] = {}  # namespaces and devices by MAC
         for item in plan:
             self._file(self.at(item.ns), item)
 
@@ -173,14 +190,27 @@ class Index:
         """What the plan puts into ``ns``."""
         return self.machines.setdefault(ns, Planned())
 
+    def elsewhere(self, address: str, mac: str) -> bool:
+        """Whether the plan says that ``mac`` is a device of machines that do not answer for ``address``."""
+        holders = self.holders.get(mac, ())
+        return bool(holders) and not any(self.at(ns).answers_for(address, device) for ns, device in holders)
+
+    def _held(self, mac: str, ns: str, device: str) -> None:
+        if mac:
+            self.holders.setdefault(mac, set()).add((ns, device))
+
     def _file(self, machine: Planned, item: PlanObject) -> None:
         match item:
             case Veth():
                 machine.cables[item.name] = (item, item.why)
                 far = self.at(item.peer_ns)
                 far.cables[item.peer] = (item, item.peer_why or item.why)
+                self._held(item.mac, item.ns, item.name)
+                self._held(item.peer_mac, item.peer_ns, item.peer)
             case Bridge() | Vxlan() | Ipip() | Tun():
                 machine.devices[item.name] = item
+                if isinstance(item, Bridge | Vxlan):
+                    self._held(item.mac, item.ns, item.name)
             case BridgePort():
                 machine.ports[item.device] = item
             case CniAttachment():

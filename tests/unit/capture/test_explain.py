@@ -165,6 +165,38 @@ def test_calicos_routes_between_nodes_are_those_that_bird_learned() -> None:
     assert route.component == "bird"
 
 
+def device_mac(style: str, ns: str, device: str) -> str:
+    """The MAC that the plan gives to a machine's interface."""
+    for item in planned(style)[1]:
+        if isinstance(item, Veth) and (item.ns, item.name) == (ns, device):
+            return item.mac
+        if isinstance(item, Veth) and (item.peer_ns, item.peer) == (ns, device):
+            return item.peer_mac
+    raise KeyError(device)
+
+
+@pytest.mark.parametrize(
+    ("receiver", "route"),
+    [
+        ("node/n2", "route 10.244.0.64/26 via 192.168.50.12 dev eth0 proto bird"),
+        ("router/tor", "route default via 192.168.50.1"),
+        ("node/n3", ""),  # neither route leads there: nothing is said
+    ],
+)
+def test_a_learned_route_is_named_only_if_its_gateway_got_the_frame(receiver: str, route: str) -> None:
+    """While BGP converges a learned route may be away: then the packet took the next longest match."""
+    style = "calico"
+    a, b = pod(style, "n1"), pod(style, "n2")
+    source, target = a.addresses[0], b.addresses[0]
+    frame = datagram(source, target, 63, device_mac(style, "node/n1", "eth0"), device_mac(style, receiver, "eth0"))
+    events = [
+        event(1, "node/n1", host_end(style, a), "in", datagram(source, target, 64)),
+        event(2, "node/n1", "eth0", "out", frame),
+    ]
+    (journey,) = explain(follow(events).journeys, planned(style)[1])
+    assert [text[: len(route)] for text in subjects(journey, 1)[:1]] == ([route] if route else [])
+
+
 def test_calicos_gateway_answer_is_proxy_arp() -> None:
     style = "calico"
     a = pod(style, "n1")
