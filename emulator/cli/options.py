@@ -30,6 +30,13 @@ def _complete_styles(ctx: click.Context, param: click.Parameter, incomplete: str
     return [CompletionItem(f"{head}{comma}{name}") for name in style_names() if name.startswith(last)]
 
 
+def _complete_proxies(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from emulator.proxy.model import PROXY_MODES
+
+    head, comma, last = incomplete.rpartition(",")
+    return [CompletionItem(f"{head}{comma}{mode}") for mode in PROXY_MODES if mode.startswith(last)]
+
+
 def complete_places(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Pods and machines of the lab that ``--lab`` names."""
     from emulator.errors import CnilabError
@@ -59,6 +66,14 @@ styles: Decorator = click.option(
     "--cni", "styles", default="flannel,calico", show_default=True, metavar="STYLE,...",
     shell_complete=_complete_styles, help="CNI styles to run under; `all` for every mode of each.",
 )  # fmt: skip
+proxy: Decorator = click.option(
+    "--proxy", metavar="MODE", default="", shell_complete=_complete_proxies,
+    help="Service proxy: iptables, nftables, ipvs or none. Default: the style's own, from the first Service on.",
+)  # fmt: skip
+proxies: Decorator = click.option(
+    "--proxy", "proxies", metavar="MODE,...", default="", shell_complete=_complete_proxies,
+    help="Service proxies to run each style with: iptables, nftables, ipvs, none. Default: each style's own.",
+)  # fmt: skip
 plugins: Decorator = click.option(
     "--cni-bin", "plugins", multiple=True, metavar="DIR", type=click.Path(exists=True, file_okay=False),
     help="Folder of CNI plugins for conflist=FILE; may be repeated. Default: /opt/cni/bin, /usr/lib/cni.",
@@ -73,14 +88,17 @@ allow_missing: Decorator = click.option(
 namespace: Decorator = click.option("-n", "--namespace", default="default", show_default=True, help="Namespace.")
 
 
-def split_styles(text: str, plugins: Sequence[str] = ()) -> list[str]:
-    """``flannel,calico`` apart. Raises UserError for an unknown style, so that nothing is built in vain."""
-    from emulator.cni.styles import every_mode, load_style, settle, style_key
+def split_styles(text: str, plugins: Sequence[str] = (), proxies: str = "") -> list[str]:
+    """``flannel,calico`` apart, each with each of the ``proxies``. Raises UserError for an unknown style or proxy, so
+    that nothing is built in vain."""
+    from emulator.cni.styles import every_mode, load_style, settle, style_key, with_proxy
     from emulator.errors import UserError
 
     wanted = every_mode() if text == "all" else [part.strip() for part in text.split(",") if part.strip()]
     if not wanted:
         raise UserError("--cni names no style")
+    modes = [part.strip() for part in proxies.split(",") if part.strip()]
+    wanted = [with_proxy(name, mode) for name in wanted for mode in modes or [""]]
     for name in wanted:
         load_style(name)
     chosen = list(dict.fromkeys(settle(name, plugins) for name in wanted))

@@ -11,23 +11,26 @@ from emulator.cli import options, output
 @options.topology
 @options.style
 @options.plugins
+@options.proxy
 @options.manifests
 @click.option("-o", "--output", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.option("--wire-accurate", is_flag=True, help="As `up --wire-accurate`.")
 @options.as_json
 def command(
-    topology: str, style: str, plugins: tuple[str, ...], manifests: tuple[str, ...], form: str, wire_accurate: bool,
-    as_json: bool,
+    topology: str, style: str, plugins: tuple[str, ...], proxy: str, manifests: tuple[str, ...], form: str,
+    wire_accurate: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Show what every namespace of TOPOLOGY would hold under a style, and why; nothing is done, no root is needed."""
     from emulator.cluster.assemble import assemble
     from emulator.cluster.manifests import load
     from emulator.cluster.topology import load_topology
-    from emulator.cni.styles import load_style, settle
+    from emulator.cni.styles import load_style, settle, with_proxy
+    from emulator.lab.proxies import Beside
     from emulator.plan import render
     from emulator.plan.build import build
 
-    chosen = load_style(settle(style, plugins))
+    spec = with_proxy(settle(style, plugins), proxy)
+    chosen = load_style(spec)
     resolved = chosen.prepare(load_topology(topology))
     objects = []
     if manifests:
@@ -37,5 +40,6 @@ def command(
     with output.progress("planning"):
         cluster = assemble(resolved, objects, chosen.ipam(resolved))
         chosen.check(cluster)
-        plan = build(cluster, chosen, wire_accurate=wire_accurate)
+        beside = Beside(spec, chosen, resolved)
+        plan = build(cluster, chosen, proxy=beside.when(cluster), wire_accurate=wire_accurate)
     click.echo(render.as_json(plan) if as_json or form == "json" else render.as_text(plan), nl=False)

@@ -21,14 +21,15 @@ if TYPE_CHECKING:
 @click.argument("scenarios", nargs=-1, required=True, metavar="SCENARIO...")
 @options.styles
 @options.plugins
+@options.proxies
 @click.option("--out", "out", type=click.Path(file_okay=False), default=None,
               help="Run directory; default: captures/runs/<time>.")  # fmt: skip
 @click.option("--hops", is_flag=True, help="Print every hop of each flow's packets too.")
 @options.allow_missing
 @options.as_json
 def command(
-    scenarios: tuple[str, ...], styles: str, plugins: tuple[str, ...], out: str | None, hops: bool, allow_missing: bool,
-    as_json: bool,
+    scenarios: tuple[str, ...], styles: str, plugins: tuple[str, ...], proxies: str, out: str | None, hops: bool,
+    allow_missing: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Run scenarios (files, folders, or shipped names such as connectivity/cross-node) under each style.
 
@@ -38,7 +39,7 @@ def command(
     from emulator.scenario.load import find_scenarios, load_scenario
 
     loaded = [load_scenario(path) for wanted in scenarios for path in find_scenarios(wanted)]
-    chosen = options.split_styles(styles, plugins)
+    chosen = options.split_styles(styles, plugins, proxies)
     directory = Path(out) if out else Path("captures/runs") / time.strftime("%Y%m%d-%H%M%S")
     raise click.exceptions.Exit(
         carry_out(loaded, chosen, directory, allow_missing=allow_missing, as_json=as_json, hops=hops)

@@ -11,25 +11,27 @@ from emulator.cli import options, output
 @options.topology
 @options.style
 @options.plugins
+@options.proxy
 @options.manifests
 @click.option("--lab", "name", metavar="NAME", help="Name of the lab; default: the style's.")
 @click.option("--wire-accurate", is_flag=True, help="Switch offloads off: captures show packets as on a wire.")
 @options.allow_missing
 @options.as_json
 def command(
-    topology: str, style: str, plugins: tuple[str, ...], manifests: tuple[str, ...], name: str | None,
+    topology: str, style: str, plugins: tuple[str, ...], proxy: str, manifests: tuple[str, ...], name: str | None,
     wire_accurate: bool, allow_missing: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Start a lab with TOPOLOGY (a shipped name or a file) under a CNI style, and leave it running.
 
     Returns when every route is in the kernel.
     """
-    from emulator.cni.styles import settle, style_key
+    from emulator.cni.styles import settle, style_key, with_proxy
     from emulator.lab import Lab
 
-    with output.progress(f"up {topology} ({style_key(style)})") as progress:
+    chosen = with_proxy(settle(style, plugins), proxy)
+    with output.progress(f"up {topology} ({style_key(chosen)})") as progress:
         lab = Lab.up(
-            topology, settle(style, plugins), manifests, name=name, wire_accurate=wire_accurate,
+            topology, chosen, manifests, name=name, wire_accurate=wire_accurate,
             allow_missing=allow_missing, progress=progress,
         )  # fmt: skip
     status = lab.status()

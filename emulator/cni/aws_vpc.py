@@ -27,6 +27,7 @@ from emulator.cluster import ipam as address_managers
 from emulator.cluster.eni_ipam import EniPools
 from emulator.cluster.model import Cluster, Eni, Machine, Node, Pod, Topology, Vpc
 from emulator.cni.limits import check_nodes
+from emulator.cni.style import Plain
 from emulator.cni.styles import pick_mode
 from emulator.cni.vpc_fabric import JUMBO_MTU, lay_fabric, port_name
 from emulator.cni.vpc_router import internet_gateway, nat_gateway, vpc_router
@@ -111,7 +112,7 @@ def eni_of(node: Node, address: str) -> Eni:
 
 
 @dataclass(frozen=True)
-class AwsVpc:
+class AwsVpc(Plain):
     """The AWS VPC CNI with secondary addresses, with prefix delegation, with SNAT left to a NAT gateway, or without
     the marks that bring replies of NodePorts back by eth0 (a fault, for those who want to see it)."""
 
@@ -126,6 +127,10 @@ class AwsVpc:
     def requires(self) -> tuple[str, ...]:
         rules = ("iptables", "iptables-restore", "connmark", "ttl-target", "ipset", "ipset-program")
         return ("veth", *rules, "policy-rules")
+
+    def pod_traffic(self, topology: Topology) -> tuple[str, ...]:
+        """EKS starts kube-proxy without a cluster CIDR: pods have addresses of the VPC's subnets, as nodes have."""
+        return ()
 
     def prepare(self, topology: Topology) -> Topology:
         """The topology laid over a VPC."""

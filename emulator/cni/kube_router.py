@@ -47,6 +47,7 @@ from emulator.plan.model import (
     Rule,
     Sysctl,
 )
+from emulator.proxy.model import ProxyMode
 from emulator.routing.bird import router_id
 from emulator.routing.bird_kube_router import NodeFamily, NodeSpeaker, node_config
 from emulator.routing.bird_router import RouterFamily
@@ -94,6 +95,11 @@ class KubeRouter(Plain):
     @property
     def title(self) -> str:
         return TITLES[self.mode]
+
+    @property
+    def proxies(self) -> tuple[ProxyMode, ...]:
+        """Its own service proxy is of IPVS; without it (``--run-service-proxy=false``) kube-proxy runs beside it."""
+        return ("ipvs", "iptables")
 
     @property
     def requires(self) -> tuple[str, ...]:

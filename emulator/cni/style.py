@@ -13,6 +13,7 @@ from typing import Protocol
 from emulator.cluster.ipam import Ipam
 from emulator.cluster.model import Cluster, Machine, Node, Pod, Topology
 from emulator.plan.model import AnyObject
+from emulator.proxy.model import ProxyMode
 
 ENTRY_POINTS = "cnilab.styles"
 
@@ -22,8 +23,10 @@ class Style(Protocol):
 
     ``name`` is ``flannel``; ``mode`` its variant (``vxlan``); ``title`` for people (``Flannel · vxlan``).
     ``requires`` are the names of kernel features and programs that it cannot do without
-    (``emulator.kernel.capabilities`` knows them). ``stand_in`` says what stands in for a part of the real system that
-    is not used (``a proxy of cnilab's for flanneld's``); empty where all parts are real. The style's module lists its
+    (``emulator.kernel.capabilities`` knows them). ``proxies`` are the modes of the service proxy that the real system
+    runs beside it, the one it would take first; the first that this kernel can carry is the style's natural one. ``fallback`` is
+    the style, spelt as for ``--cni``, that a lab takes where this machine lacks what is required: the same by other means.
+    ``stand_in`` says what stands in for a part of the real system that is not used (``a proxy of cnilab's for flanneld's``); empty where all parts are real. The style's module lists its
     modes in a function ``modes()``, the default one first.
 
     The parts are planned apart so that a change costs what it touches. ``pod`` may depend on nothing but its
@@ -37,6 +40,13 @@ class Style(Protocol):
     title: str
     requires: tuple[str, ...]
     stand_in: str
+    fallback: str
+    proxies: tuple[ProxyMode, ...]
+
+    def pod_traffic(self, topology: Topology) -> tuple[str, ...]:
+        """The CIDRs by which kube-proxy tells pods' traffic from other traffic (its ``--cluster-cidr``); none where
+        the real system gives it none."""
+        ...
 
     def prepare(self, topology: Topology) -> Topology:
         """The underlay as this style finds it, before anything is built: a cloud's style lays its fabric over the
@@ -75,6 +85,17 @@ class Plain:
     @property
     def stand_in(self) -> str:
         return ""
+
+    @property
+    def fallback(self) -> str:
+        return ""
+
+    @property
+    def proxies(self) -> tuple[ProxyMode, ...]:
+        return ("iptables",)
+
+    def pod_traffic(self, topology: Topology) -> tuple[str, ...]:
+        return topology.pod_cidrs
 
     def prepare(self, topology: Topology) -> Topology:
         return topology

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from emulator.cni.style import ENTRY_POINTS, Style
 from emulator.errors import NotFound, UserError
+from emulator.proxy.model import PROXY_MODES, ProxyMode
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -41,29 +42,56 @@ def style_names() -> list[str]:
 
 
 def load_style(spec: str) -> Style:
-    """The style that ``NAME``, ``NAME:MODE`` or ``conflist=FILE`` means. Raises UserError if there is no such style or
-    mode, InputError for a file that is wrong."""
+    """The style that ``NAME``, ``NAME:MODE`` or ``conflist=FILE`` means, whatever proxy is named behind it
+    (:func:`with_proxy`). Raises UserError if there is no such style or mode, InputError for a file that is wrong."""
+    spec, _ = split_proxy(spec)
     if (file := _file_of(spec)) is not None:
         return _imported("emulator.cni.conflist:load")(file)
     name, _, mode = spec.strip().partition(":")
     return _loader(name)(mode)
 
 
+def split_proxy(spec: str) -> tuple[str, ProxyMode | None]:
+    """``flannel:host-gw+nftables`` apart: the style, and the mode of the service proxy beside it if one is named.
+
+    Raises UserError for a mode that does not exist.
+    """
+    style, plus, mode = spec.strip().rpartition("+")
+    if not plus or (mode not in PROXY_MODES and _file_of(spec) is not None):  # a file's name may hold a plus sign
+        return spec, None
+    return style, proxy_mode(mode)
+
+
+def proxy_mode(text: str) -> ProxyMode:
+    """The mode of the service proxy that is spelt so. Raises UserError."""
+    for known in PROXY_MODES:
+        if text == known:
+            return known
+    raise UserError(f"there is no service proxy {text!r}", hint=f"proxies: {', '.join(PROXY_MODES)}")
+
+
+def with_proxy(spec: str, mode: str) -> str:
+    """``spec`` with that service proxy, unless it names one already. Raises UserError as :func:`split_proxy`."""
+    return f"{spec}+{proxy_mode(mode)}" if mode and split_proxy(spec)[1] is None else spec
+
+
 def style_key(spec: str) -> str:
     """What a style is called in records and folders: ``NAME:MODE`` where a file was given, else as it was spelt."""
-    if (file := _file_of(spec)) is not None:
+    style, mode = split_proxy(spec)
+    if (file := _file_of(style)) is not None:
         from emulator.cni.conflist import mode_of
 
-        return f"{WITH_FILE}:{mode_of(file)}"
+        return with_proxy(f"{WITH_FILE}:{mode_of(file)}", mode or "")
     return spec
 
 
 def settle(spec: str, plugins: Sequence[str] = ()) -> str:
     """The spelling that means the same wherever it is read: file and folders of ``plugins`` by absolute paths."""
-    if (file := _file_of(spec)) is not None:
+    style, mode = split_proxy(spec)
+    if (file := _file_of(style)) is not None:
         from emulator.cni.conflist import settled
 
-        return f"{WITH_FILE}={settled(file, tuple(plugins))}"
+        return with_proxy(f"{WITH_FILE}={settled(file, tuple(plugins))}", mode or "")
     return spec
 
 

@@ -10,6 +10,7 @@ import gc
 import os
 import sys
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,6 +19,8 @@ from emulator.errors import CnilabError
 from emulator.lab.records import Boot, LabStatus
 
 if TYPE_CHECKING:
+    from emulator.cluster.model import Cluster
+    from emulator.lab.proxies import Beside
     from emulator.lab.runtime import Runtime
 
 STATUS_FD = "CNILAB_STATUS_FD"
@@ -96,18 +99,26 @@ def main() -> int:
 def _wire(boot: Boot, reporter: Reporter) -> Any:
     reporter.progress("starting")
     from emulator.cni.styles import load_style, style_key
-    from emulator.kernel.capabilities import require
+    from emulator.kernel.capabilities import probe_for_use, require
     from emulator.lab.api import Api
     from emulator.lab.http_server import Server
     from emulator.lab.machinery import Machinery
     from emulator.lab.pods import substitutions
+    from emulator.lab.proxies import Beside
     from emulator.lab.runtime import Runtime
     from emulator.lab.verbs import Verbs
 
     style = load_style(boot.style)
     require(style.requires)
+
+    def missing(names: Sequence[str]) -> list[str]:
+        return [feature.name for feature in probe_for_use(names).values() if not feature.usable]
+
+    proxy = Beside(boot.style, style, boot.topology, missing)
     machinery = Machinery(allow_missing=boot.allow_missing)
-    runtime = Runtime(boot.topology, style, machinery, wire_accurate=boot.wire_accurate, progress=reporter.progress)
+    runtime = Runtime(
+        boot.topology, style, machinery, proxy=proxy, wire_accurate=boot.wire_accurate, progress=reporter.progress
+    )
     runtime.start(boot.objects)
     taken = 0.0
 
@@ -124,8 +135,8 @@ def _wire(boot: Boot, reporter: Reporter) -> Any:
             setup_seconds=taken,
             phases=reporter.phases,
             down_nodes=tuple(sorted(runtime.down_nodes)),
-            choices=machinery.choices,
-            labels=machinery.labels,
+            choices={**machinery.choices, **_proxy_in(proxy, cluster)},
+            labels=(*machinery.labels, *_instead(proxy)),
             daemons=machinery.daemons(),
             processes=machinery.processes(),
             faults=_faults(runtime),
@@ -136,7 +147,7 @@ def _wire(boot: Boot, reporter: Reporter) -> Any:
 
     def warnings() -> list[str]:
         broken = [f"this lab is broken: {runtime.broken}"] if runtime.broken else []
-        return [*broken, *machinery.labels, *machinery.obituaries()]
+        return [*broken, *machinery.labels, *_instead(proxy), *machinery.obituaries()]
 
     verbs = Verbs(runtime, machinery, status).table()
     server = Server(os.path.join(boot.directory, SOCKET), Api(runtime, verbs, warnings))
@@ -145,10 +156,24 @@ def _wire(boot: Boot, reporter: Reporter) -> Any:
     return server
 
 
+def _proxy_in(beside: Beside, cluster: Cluster) -> dict[str, str]:
+    """The service proxy in force, for the run's records; nothing as long as there is no work for one."""
+    proxy = beside.when(cluster)
+    if proxy is not None:
+        return {"proxy": f"{proxy.title}, {proxy.stand_in}" if proxy.stand_in else proxy.title}
+    return {"proxy": "none"} if beside.named or cluster.services else {}
+
+
+def _instead(beside: Beside) -> tuple[str, ...]:
+    """What does the work of the style's own service proxy, where that is not possible and there is work to do."""
+    return (beside.instead,) if beside.instead else ()
+
+
 def _faults(runtime: Runtime) -> tuple[str, ...]:
     """What was broken on purpose, and is."""
     down = [f"node {name} is down" for name in sorted(runtime.down_nodes)]
-    return (*down, *(f"the cable of {machine}:{device} is unplugged" for machine, device in sorted(runtime.unplugged)))
+    cables = (f"the cable of {machine}:{device} is unplugged" for machine, device in sorted(runtime.unplugged))
+    return (*down, *cables, *runtime.faults)
 
 
 if __name__ == "__main__":

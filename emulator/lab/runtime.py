@@ -22,13 +22,15 @@ from emulator.cluster.manifests import validate_objects
 from emulator.cluster.model import Cluster, Node, Pod, Topology
 from emulator.cluster.plugin_addresses import PluginAddresses
 from emulator.cni.style import Style
-from emulator.errors import AlreadyExists, NotFound, UserError
+from emulator.errors import AlreadyExists, ApplyError, NotFound, UserError
 from emulator.lab.effective import learned_routes, without_nodes
 from emulator.lab.machinery import Machinery, Side, readdressed
 from emulator.lab.objects import SERVED_BY, as_given, namespace_object, not_ready
 from emulator.lab.pods import served_by
+from emulator.lab.proxies import Beside
 from emulator.lab.store import Event, Object, Ref, Store, ref_of
 from emulator.plan.build import build
+from emulator.plan.faults import PlanFault, check, in_force, overlay
 from emulator.plan.model import Plan, Route
 
 Progress = Callable[[str], None]
@@ -55,11 +57,19 @@ class Runtime:
     """The lab's state and the lock around it. One change runs at a time; reads are of immutable snapshots."""
 
     def __init__(
-        self, topology: Topology, style: Style, machinery: Machinery, *, wire_accurate: bool, progress: Progress
+        self,
+        topology: Topology,
+        style: Style,
+        machinery: Machinery,
+        *,
+        proxy: Beside | None = None,
+        wire_accurate: bool,
+        progress: Progress,
     ) -> None:
         self.topology = style.prepare(topology)
         self.style = style
         self.machinery = machinery
+        self.proxy = proxy
         self.store = Store()
         self.wire_accurate = wire_accurate
         self.broken = ""
@@ -69,6 +79,7 @@ class Runtime:
         self._given: dict[Ref, Object] = {}
         self._down: frozenset[str] = frozenset()
         self._unplugged: frozenset[tuple[str, str]] = frozenset()
+        self._faults: tuple[PlanFault, ...] = ()
         self.cluster: Cluster | None = None
         self.plan: Plan | None = None
 
@@ -85,6 +96,22 @@ class Runtime:
         return self._unplugged
 
     @property
+    def faults(self) -> tuple[str, ...]:
+        """A line for each fault of the plan that was struck and not mended."""
+        with self._lock:
+            if not self._faults or self.plan is None:
+                return ()
+            return in_force(self._faults, without_nodes(self.plan, self.current, self._down))
+
+    @property
+    def held(self) -> Plan:
+        """What the namespaces hold: the plan, and what faults have made of it. Raises UserError before the first
+        change."""
+        if self.plan is None:
+            raise UserError("the lab has not started yet")
+        return overlay(self.plan, self._faults)
+
+    @property
     def current(self) -> Cluster:
         """The cluster in force. Raises UserError before the first change."""
         if self.cluster is None:
@@ -98,11 +125,11 @@ class Runtime:
             yield
 
     def differences(self) -> list[str]:
-        """Between the plan and the kernel, read back, nodes that are down left out."""
+        """Between the plan and the kernel, read back, nodes that are down left out, and faults taken into account."""
         with self._lock:
             cluster, plan = self.current, self.plan
             assert plan is not None
-            effective = without_nodes(plan, cluster, self._down)
+            effective = overlay(without_nodes(plan, cluster, self._down), self._faults)
             # A crashed node withdraws nothing: the others keep its routes until their hold time is over.
             lost = learned_routes(effective, cluster, to=self._down) if self._down else []
             return self.machinery.differences(effective, lost)
@@ -219,6 +246,34 @@ class Runtime:
             changed = frozenset({(machine, device)})
             self._unplugged = self._unplugged - changed if up else self._unplugged | changed
 
+    def strike(self, fault: PlanFault) -> None:
+        """Break something of the plan. Raises UserError if it is not there, or the kernel will not have it."""
+        with self._lock:
+            self._check_whole()
+            cluster, plan = self.current, self.plan
+            assert plan is not None
+            check(without_nodes(plan, cluster, self._down), fault)
+            try:
+                self._set_faults((*(other for other in self._faults if other.key != fault.key), fault))
+            except ApplyError as error:
+                if self.broken:
+                    raise
+                raise UserError(f"this fault cannot be: {error.message}") from error
+
+    def mend(self, choose: Callable[[tuple[PlanFault, ...]], tuple[PlanFault, ...]]) -> None:
+        """Mend those of the faults in force that ``choose`` picks: the plan holds again. Raises what that raises."""
+        with self._lock:
+            self._check_whole()
+            chosen = choose(self._faults)
+            self._set_faults(tuple(fault for fault in self._faults if fault not in chosen))
+
+    def _set_faults(self, faults: tuple[PlanFault, ...]) -> None:
+        cluster, plan = self.current, self.plan
+        assert plan is not None
+        old = self._side(cluster, plan, self._down, self._faults)
+        self._reach(old, self._side(cluster, plan, self._down, faults), ())
+        self._faults = faults
+
     def _known(self, nodes: Collection[str]) -> None:
         self._check_whole()
         for name in nodes:
@@ -232,10 +287,15 @@ class Runtime:
     def _set_down(self, down: frozenset[str]) -> None:
         cluster, plan = self.current, self.plan
         assert plan is not None
-        self._reach(self._side(cluster, plan, self._down), self._side(cluster, plan, down), ())
+        changed = self._down ^ down
+        # A node that lost its power has forgotten what was set in it, and its cables are new.
+        pods = {pod.ns for pod in cluster.pods if pod.node in changed}
+        faults = tuple(fault for fault in self._faults if fault.place not in changed and fault.ns not in pods)
+        old = self._side(cluster, plan, self._down, self._faults)
+        self._reach(old, self._side(cluster, plan, down, faults), ())
         cluster, self.plan = self._reported(cluster, plan, self._ipam)
         self.cluster = cluster
-        changed, self._down = self._down ^ down, down
+        self._down, self._faults = down, faults
         # Their cables are new, and plugged in.
         self._unplugged = frozenset(pair for pair in self._unplugged if pair[0] not in changed)
         nodes = {node.name: node for node in cluster.nodes if node.name in changed}
@@ -249,18 +309,25 @@ class Runtime:
         cluster = assemble(self.topology, list(given.values()), ipam, self.cluster, gone=gone)
         self.style.check(cluster)
         previous = (self.cluster, self.plan) if self.cluster is not None and self.plan is not None else None
-        plan = build(cluster, self.style, wire_accurate=self.wire_accurate, previous=previous)
-        old = self._side(*previous, self._down) if previous is not None else Side(None)
-        new = self._side(cluster, plan, self._down)
+        proxy = self.proxy.when(cluster) if self.proxy is not None else None
+        plan = build(cluster, self.style, proxy=proxy, wire_accurate=self.wire_accurate, previous=previous)
+        faults = self._surviving_faults(cluster, gone)
+        old = self._side(*previous, self._down, self._faults) if previous is not None else Side(None)
+        new = self._side(cluster, plan, self._down, faults)
         self._reach(old, new, self._routes_to_await(old, new, cluster))
         cluster, plan = self._reported(cluster, plan, ipam)
         before, before_given = self.cluster, self._given
-        self._ipam, self._given, self.cluster, self.plan = ipam, given, cluster, plan
+        self._ipam, self._given, self.cluster, self.plan, self._faults = ipam, given, cluster, plan, faults
         return self._commit(before, cluster, before_given, given, gone)
 
-    def _side(self, cluster: Cluster, plan: Plan, down: frozenset[str]) -> Side:
+    def _surviving_faults(self, cluster: Cluster, gone: frozenset[str]) -> tuple[PlanFault, ...]:
+        """Without those of pods that go: whoever comes under their names is another."""
+        pods = {pod.ns for pod in cluster.pods if pod.key not in gone}
+        return tuple(fault for fault in self._faults if not fault.ns.startswith("pod/") or fault.ns in pods)
+
+    def _side(self, cluster: Cluster, plan: Plan, down: frozenset[str], faults: Sequence[PlanFault]) -> Side:
         return Side(
-            without_nodes(plan, cluster, down),
+            overlay(without_nodes(plan, cluster, down), faults),
             [pod for pod in cluster.pods if pod.node not in down],
             [machine for machine in self.topology.machines if machine.name not in down],
         )
@@ -270,6 +337,7 @@ class Runtime:
         off, and none if that is a router: they would not come, and the change is not to blame."""
         assert new.plan is not None
         cut_off = self._down | {machine for machine, _ in self._unplugged}
+        cut_off |= {fault.place for fault in self._faults if not fault.ns.startswith("pod/")}
         cut_off |= {item["place"].partition("/")[2] for item in self.machinery.daemons() if item["state"] != "running"}
         if old.plan is None:
             return learned_routes(new.plan, cluster)

@@ -10,8 +10,8 @@ import msgspec
 from emulator.cluster.model import Cluster, Node
 from emulator.plan.model import AnyObject
 
-PROXY_MODES = ("iptables", "nftables", "ipvs", "none")
 ProxyMode = Literal["iptables", "nftables", "ipvs", "none"]
+PROXY_MODES: tuple[ProxyMode, ...] = ("iptables", "nftables", "ipvs", "none")
 
 
 class ProxySettings(msgspec.Struct, frozen=True, omit_defaults=True):
