@@ -1,7 +1,7 @@
-"""What people call things: ``web-0``, ``shop/cart-1``, ``node/n1``, ``client``, ``10.244.1.2:80``.
+"""What people call things: ``web-0``, ``shop/cart-1``, ``node/n1``, ``client``, ``service/web``, ``10.244.1.2:80``.
 
 A bare name means a pod of namespace ``default`` first, then a machine of the topology; a prefix (``pod/``, ``node/``,
-``host/``, ``router/``) or a namespace says which, where two share it.
+``host/``, ``router/``, ``service/``) or a namespace says which, where two share it.
 """
 
 from __future__ import annotations
@@ -10,21 +10,30 @@ import ipaddress
 from typing import NamedTuple
 
 from emulator.cluster.model import Cluster, Machine, Pod
+from emulator.cluster.services import Service, ServicePort
 from emulator.errors import NotFound, UserError
 
 
+PODS = ("pod", "pods", "po")
+SERVICES = ("service", "services", "svc")
+
+
 class Place(NamedTuple):
-    """Somewhere traffic starts or ends. ``ns`` is empty for a bare address; ``label`` is for people."""
+    """Somewhere traffic starts or ends. ``ns`` is empty for a bare address and for a Service; ``label`` is for people.
+    ``port`` is the name of the Service's port, where the text named one."""
 
     label: str
     ns: str
     addresses: tuple[str, ...]
     pod: Pod | None = None
     machine: Machine | None = None
+    service: Service | None = None
+    port: str = ""
 
 
 def split_port(text: str) -> tuple[str, int]:
-    """``TO[:PORT]`` apart; port 0 where none is given. IPv6 addresses with a port stand in brackets."""
+    """``TO[:PORT]`` apart; port 0 where none is given. IPv6 addresses with a port stand in brackets. A Service's port may
+    be named; the name stays where it is."""
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):
@@ -33,6 +42,8 @@ def split_port(text: str) -> tuple[str, int]:
     if text.count(":") > 1:
         return text, 0
     host, colon, port = text.partition(":")
+    if host.partition("/")[0] in SERVICES and port and not port.isdigit():
+        return text, 0
     return host, _port(port, text) if colon else 0
 
 
@@ -61,14 +72,39 @@ def resolve(cluster: Cluster, text: str) -> Place:
         machine = _machine(cluster, rest)
         if machine is not None and machine.kind == head:
             return _at_machine(machine)
+    elif head in SERVICES:
+        return _at_service(cluster, text, rest)
     else:
-        namespace, _, name = rest.partition("/") if head in ("pod", "pods", "po") else (head, "", rest)
-        if head in ("pod", "pods", "po") and not name:
+        namespace, _, name = rest.partition("/") if head in PODS else (head, "", rest)
+        if head in PODS and not name:
             namespace, name = "default", namespace
         pod = _pod(cluster, namespace, name)
         if pod is not None:
             return _at_pod(pod)
     raise NotFound(f"there is no pod or machine {text!r} in this lab", hint=_near(cluster, text))
+
+
+def service_port(place: Place, port: int, protocol: str) -> ServicePort:
+    """The port of the Service at ``place`` that a request means: of that number, of the name in the text, or the only
+    one. Raises UserError with those that there are."""
+    assert place.service is not None
+    wanted = [
+        each
+        for each in place.service.ports
+        if port in (0, each.port)
+        and (not place.port or place.port == each.name)
+        and (protocol in ("", "icmp") or protocol == each.protocol.lower())
+    ]
+    if len(wanted) == 1 or (wanted and (port or place.port) and protocol in ("", "icmp")):
+        return wanted[0]
+    known = ", ".join(
+        f"{each.port}/{each.protocol.lower()}{f' ({each.name})' if each.name else ''}" for each in place.service.ports
+    )
+    asked = place.port or (str(port) if port else "a request without a port")
+    raise UserError(
+        f"{place.label}: {asked} means {'none' if not wanted else 'more than one'} of its ports",
+        hint=f"it has {known}" if known else "it has none",
+    )
 
 
 def common_address(source: Place, target: Place, family: int = 0) -> str:
@@ -101,6 +137,27 @@ def _machine(cluster: Cluster, name: str) -> Machine | None:
 
 def _at_pod(pod: Pod) -> Place:
     return Place(f"pod/{pod.key}", pod.ns, pod.addresses, pod=pod)
+
+
+def _at_service(cluster: Cluster, text: str, rest: str) -> Place:
+    """``NAME``, ``NAMESPACE/NAME``, with ``:PORT-NAME`` behind. A headless Service is no place: its pods are."""
+    name, _, port = rest.partition(":")
+    namespace, slash, tail = name.partition("/")
+    namespace, name = (namespace, tail) if slash else ("default", namespace)
+    for service in cluster.services:
+        if (service.namespace, service.name) == (namespace, name):
+            if not service.cluster_ips:
+                kind = "a headless Service" if service.headless else f"of type {service.type}"
+                raise UserError(
+                    f"{text!r} is {kind}: it has no address of its own", hint="ask for a pod, or for its DNS name"
+                )
+            return Place(f"service/{service.key}", "", service.cluster_ips, service=service, port=port)
+    import difflib
+
+    known = [each.name if each.namespace == "default" else each.key for each in cluster.services]
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(f'service/{each}' for each in close)}?" if close else "`cnilab get services -A`"
+    raise NotFound(f"there is no Service {namespace}/{name} in this lab", hint=hint)
 
 
 def _at_machine(machine: Machine) -> Place:
