@@ -1,7 +1,8 @@
 """What people call things: ``web-0``, ``shop/cart-1``, ``node/n1``, ``client``, ``service/web``, ``10.244.1.2:80``.
 
 A bare name means a pod of namespace ``default`` first, then a machine of the topology; a prefix (``pod/``, ``node/``,
-``host/``, ``router/``, ``service/``) or a namespace says which, where two share it.
+``host/``, ``router/``, ``service/``) or a namespace says which, where two share it. ``lb/web`` is the address that a
+load balancer gave to the Service ``web``.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from emulator.cluster.model import Cluster, Machine, Pod
 from emulator.cluster.services import Service, ServicePort
 from emulator.errors import NotFound, UserError
 
-
 PODS = ("pod", "pods", "po")
 SERVICES = ("service", "services", "svc")
+BALANCERS = ("lb", "loadbalancer")
 
 
 class Place(NamedTuple):
@@ -32,8 +33,8 @@ class Place(NamedTuple):
 
 
 def split_port(text: str) -> tuple[str, int]:
-    """``TO[:PORT]`` apart; port 0 where none is given. IPv6 addresses with a port stand in brackets. A Service's port may
-    be named; the name stays where it is."""
+    """``TO[:PORT]`` apart; port 0 where none is given. IPv6 addresses with a port stand in brackets. The name of a
+    Service's port stays where it is."""
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):
@@ -42,7 +43,7 @@ def split_port(text: str) -> tuple[str, int]:
     if text.count(":") > 1:
         return text, 0
     host, colon, port = text.partition(":")
-    if host.partition("/")[0] in SERVICES and port and not port.isdigit():
+    if host.partition("/")[0] in (*SERVICES, *BALANCERS) and port and not port.isdigit():
         return text, 0
     return host, _port(port, text) if colon else 0
 
@@ -72,8 +73,8 @@ def resolve(cluster: Cluster, text: str) -> Place:
         machine = _machine(cluster, rest)
         if machine is not None and machine.kind == head:
             return _at_machine(machine)
-    elif head in SERVICES:
-        return _at_service(cluster, text, rest)
+    elif head in (*SERVICES, *BALANCERS):
+        return _at_service(cluster, text, rest, balanced=head in BALANCERS)
     else:
         namespace, _, name = rest.partition("/") if head in PODS else (head, "", rest)
         if head in PODS and not name:
@@ -139,12 +140,21 @@ def _at_pod(pod: Pod) -> Place:
     return Place(f"pod/{pod.key}", pod.ns, pod.addresses, pod=pod)
 
 
-def _at_service(cluster: Cluster, text: str, rest: str) -> Place:
-    """``NAME``, ``NAMESPACE/NAME``, with ``:PORT-NAME`` behind. A headless Service is no place: its pods are."""
+def _at_service(cluster: Cluster, text: str, rest: str, *, balanced: bool) -> Place:
+    """``NAME``, ``NAMESPACE/NAME``, with ``:PORT-NAME`` behind: where its ClusterIP answers, or its load balancer if
+    that is asked for. A headless Service is no place: its pods are."""
     name, _, port = rest.partition(":")
     namespace, slash, tail = name.partition("/")
     namespace, name = (namespace, tail) if slash else ("default", namespace)
     for service in cluster.services:
+        if (service.namespace, service.name) == (namespace, name) and balanced:
+            addresses = tuple(each.address for each in service.load_balancer)
+            if not addresses:
+                raise UserError(
+                    f"no load balancer has given the Service {service.key} an address",
+                    hint="it must be of type LoadBalancer, and the topology must have one: docs/services.md",
+                )
+            return Place(f"lb/{service.key}", "", addresses, service=service, port=port)
         if (service.namespace, service.name) == (namespace, name):
             if not service.cluster_ips:
                 kind = "a headless Service" if service.headless else f"of type {service.type}"

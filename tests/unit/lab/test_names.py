@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from emulator.cluster.model import Cluster, Interface, Machine, Pod, Topology
+from emulator.cluster.services import Ingress, Service, ServicePort
 from emulator.errors import NotFound, UserError
-from emulator.lab.names import common_address, resolve, split_port
+from emulator.lab.names import common_address, resolve, service_port, split_port
 
 
 def machine(name: str, kind: str, *addresses: str) -> Machine:
@@ -24,7 +25,24 @@ PODS = (
     Pod("default", "web", "n1", ("10.244.1.3",)),
     Pod("shop", "cart", "n1", ("10.244.1.4",)),
 )
-CLUSTER = Cluster(Topology("t", MACHINES, (), (), (), ()), (), PODS, {})
+SERVICES = (
+    Service("default", "web", "ClusterIP", (4,), ("10.96.0.20",), ports=(ServicePort("", "TCP", 80, 8080),)),
+    Service(
+        "shop",
+        "cart",
+        "LoadBalancer",
+        (4,),
+        ("10.96.0.21",),
+        ports=(
+            ServicePort("http", "TCP", 80, "http"),
+            ServicePort("dns", "UDP", 53, 53),
+            ServicePort("t", "TCP", 53, 53),
+        ),
+        load_balancer=(Ingress("203.0.113.200"),),
+    ),
+    Service("default", "peers", "ClusterIP", (4,), headless=True),
+)
+CLUSTER = Cluster(Topology("t", MACHINES, (), (), (), ()), (), PODS, {}, services=SERVICES)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +69,62 @@ def test_pod_comes_before_a_machine_of_the_same_name() -> None:
     assert resolve(CLUSTER, "host/web").label == "host/web"
 
 
-@pytest.mark.parametrize("text", ["web-1", "node/client", "shop/web-0", "pod/", "", "../x", "a;b"])
+@pytest.mark.parametrize(
+    ("text", "label", "address", "port"),
+    [
+        ("service/web", "service/default/web", "10.96.0.20", ""),
+        ("svc/shop/cart", "service/shop/cart", "10.96.0.21", ""),
+        ("service/shop/cart:http", "service/shop/cart", "10.96.0.21", "http"),
+        ("lb/shop/cart", "lb/shop/cart", "203.0.113.200", ""),
+    ],
+)
+def test_service_is_a_place_without_a_namespace_of_its_own(text: str, label: str, address: str, port: str) -> None:
+    found = resolve(CLUSTER, text)
+
+    assert (found.label, found.ns, found.addresses, found.port) == (label, "", (address,), port)
+
+
+@pytest.mark.parametrize(
+    ("text", "port", "protocol", "found"),
+    [
+        ("service/web", 0, "tcp", ("TCP", 80)),
+        ("service/web", 80, "tcp", ("TCP", 80)),
+        ("service/shop/cart:http", 0, "tcp", ("TCP", 80)),
+        ("service/shop/cart", 53, "udp", ("UDP", 53)),
+        ("service/shop/cart", 0, "udp", ("UDP", 53)),
+    ],
+)
+def test_port_of_a_service_by_number_by_name_or_because_it_is_the_only_one(
+    text: str, port: int, protocol: str, found: tuple[str, int]
+) -> None:
+    each = service_port(resolve(CLUSTER, text), port, protocol)
+
+    assert (each.protocol, each.port) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "port", "protocol"),
+    [("service/shop/cart", 0, "tcp"), ("service/web", 81, "tcp"), ("service/web:x", 0, "tcp")],
+)
+def test_port_that_a_service_does_not_have_or_has_twice_is_refused(text: str, port: int, protocol: str) -> None:
+    with pytest.raises(UserError, match="none|more than one"):
+        service_port(resolve(CLUSTER, text), port, protocol)
+
+
+@pytest.mark.parametrize("text", ["service/peers", "lb/web"])
+def test_service_without_such_an_address_is_refused(text: str) -> None:
+    with pytest.raises(UserError):
+        resolve(CLUSTER, text)
+
+
+def test_name_of_a_port_stays_with_its_service() -> None:
+    assert split_port("service/web:http") == ("service/web:http", 0)
+    assert split_port("service/web:80") == ("service/web", 80)
+
+
+@pytest.mark.parametrize(
+    "text", ["service/", "service/nope", "web-1", "node/client", "shop/web-0", "pod/", "", "../x", "a;b"]
+)
 def test_unknown_name_is_not_found(text: str) -> None:
     with pytest.raises(NotFound):
         resolve(CLUSTER, text)
