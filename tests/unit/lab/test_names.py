@@ -107,7 +107,7 @@ def test_port_of_a_service_by_number_by_name_or_because_it_is_the_only_one(
     [("service/shop/cart", 0, "tcp"), ("service/web", 81, "tcp"), ("service/web:x", 0, "tcp")],
 )
 def test_port_that_a_service_does_not_have_or_has_twice_is_refused(text: str, port: int, protocol: str) -> None:
-    with pytest.raises(UserError, match="none|more than one"):
+    with pytest.raises(UserError, match=r"none|more than one"):
         service_port(resolve(CLUSTER, text), port, protocol)
 
 
