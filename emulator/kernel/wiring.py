@@ -180,7 +180,6 @@ class Wiring:
         written = {ns: early.pop(ns, []) for ns in objects}
 
         def made(ns: str) -> None:
-            self._indexes[ns] = {"lo": LOOPBACK}
             self._born.add(ns)
             done(objects[ns])
 
@@ -189,6 +188,10 @@ class Wiring:
             namespaces.create(wanted, made)
         except OSError as error:
             raise ApplyError(f"failed to make a pod's namespace: {error}") from error
+        if pods:
+            # All new namespaces are alike: lo, and the fallback tunnels (tunl0, ...) of the modules that are loaded.
+            fresh = self.indexes(pods[0].ns)
+            self._indexes |= {item.ns: dict(fresh) for item in pods}
         for sysctls in written.values():
             for item in sysctls:
                 done(item)
