@@ -35,7 +35,8 @@ from emulator.cni.flannel_network import (
     vtep,
 )
 from emulator.cni.flannel_relay import ipip_device, ipip_route, udp_backend
-from emulator.cni.flannel_settings import UDP_PORT, Settings, read_settings
+from emulator.cni.flannel_settings import UDP_PORT, WIREGUARD_PORT, Settings, read_settings
+from emulator.cni.flannel_wireguard import check_wireguard, wireguard_backend
 from emulator.cni.limits import check_nodes
 from emulator.cni.segments import share_subnet, strangers
 from emulator.cni.style import Plain
@@ -62,23 +63,27 @@ MODES: dict[str, tuple[str, Settings]] = {
     "udp": ("Flannel · udp (stand-in proxy)", Settings("udp", port=UDP_PORT)),
     "ipip": ("Flannel · ipip", Settings("ipip")),
     "ipip-directrouting": ("Flannel · ipip, DirectRouting", Settings("ipip", direct=True)),
+    "wireguard": ("Flannel · wireguard", Settings("wireguard", port=WIREGUARD_PORT)),
+    "wireguard-go": (
+        "Flannel · wireguard (wireguard-go, a stand-in)",
+        Settings("wireguard", port=WIREGUARD_PORT, userspace=True),
+    ),
 }
 SPELLINGS = {"": "vxlan", **{mode: mode for mode in MODES}, "directrouting": "vxlan-directrouting"}
-KERNEL = {"vxlan": ("vxlan",), "host-gw": (), "udp": ("tun",), "ipip": ("ipip",)}  # what a backend needs of the kernel
+FALLBACKS = {"wireguard": "wireguard-go"}  # taken where the machine lacks what the mode requires
+# What a backend needs of the kernel, and of the machine.
+KERNEL = {"vxlan": ("vxlan",), "host-gw": (), "udp": ("tun",), "ipip": ("ipip",), "wireguard": ("wireguard",)}
+USERSPACE = ("tun", "wireguard-go")
 
 
 def modes() -> tuple[str, ...]:
     """The modes that there are, as people spell them, the default one first."""
-    return tuple("directrouting" if mode == "vxlan-directrouting" else mode for mode in MODES)
+    own = (mode for mode in MODES if mode not in FALLBACKS.values())
+    return tuple("directrouting" if mode == "vxlan-directrouting" else mode for mode in own)
 
 
 def load(mode: str) -> Flannel:
     """The entry point. Raises UserError for a mode that does not exist."""
-    if mode == "wireguard":
-        raise UserError(
-            "flannel:wireguard is not emulated: neither the kernel's WireGuard nor wireguard-go is supported yet",
-            hint=f"modes: {', '.join(f'flannel:{name}' for name in MODES)}",
-        )
     return Flannel(mode=pick_mode("flannel", mode, SPELLINGS))
 
 
@@ -100,11 +105,19 @@ class Flannel(Plain):
     def requires(self) -> tuple[str, ...]:
         settings = MODES[self.mode][1]
         rules = ("nft", "nft-nat", "nft-program") if settings.nftables else ("iptables", "iptables-restore")
-        return ("veth", "bridge", *KERNEL[settings.backend], *rules, "bridge-nf")
+        carrier = USERSPACE if settings.userspace else KERNEL[settings.backend]
+        return ("veth", "bridge", *carrier, *rules, "bridge-nf")
 
     @property
     def stand_in(self) -> str:
-        return "a proxy of cnilab's for flanneld's" if MODES[self.mode][1].backend == "udp" else ""
+        settings = MODES[self.mode][1]
+        if settings.userspace:
+            return "wireguard-go, a process, for the kernel's WireGuard"
+        return "a proxy of cnilab's for flanneld's" if settings.backend == "udp" else ""
+
+    @property
+    def fallback(self) -> str:
+        return f"flannel:{FALLBACKS[self.mode]}" if self.mode in FALLBACKS else ""
 
     def settings(self, cluster: Cluster) -> Settings:
         """What the ConfigMap says, or the mode. Raises ManifestError."""
@@ -131,6 +144,8 @@ class Flannel(Plain):
             )
         if settings.backend == "host-gw":
             _need_one_segment(cluster)
+        if settings.backend == "wireguard":
+            check_wireguard(cluster, settings)
 
     # -- a node ---------------------------------------------------------------------------------------------
 
@@ -154,6 +169,9 @@ class Flannel(Plain):
         """What the backend makes: devices, and routes to the others."""
         if settings.backend == "udp":
             yield from udp_backend(cluster, node, settings)
+            return
+        if settings.backend == "wireguard":
+            yield from wireguard_backend(cluster, node, settings)
             return
         for family in families:
             if settings.backend == "vxlan":

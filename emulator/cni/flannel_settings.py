@@ -1,11 +1,12 @@
 """What flanneld is told: the ConfigMap ``kube-flannel-cfg``, key ``net-conf.json``, or else the name of a mode.
 
 Sources: flannel-io/flannel Documentation/configuration.md, Documentation/backends.md, Documentation/kube-flannel.yml,
-pkg/backend/vxlan/vxlan.go (defaults), pkg/subnet/config.go.
+pkg/backend/vxlan/vxlan.go and pkg/backend/wireguard/wireguard.go (defaults), pkg/subnet/config.go.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,13 +20,17 @@ from emulator.errors import ManifestError, Problem
 from emulator.plan.addressing import families_of, of_family
 from emulator.plan.model import Family
 
-Backend = Literal["vxlan", "host-gw", "udp", "ipip"]
+Backend = Literal["vxlan", "host-gw", "udp", "ipip", "wireguard"]
+WireguardMode = Literal["separate", "auto", "ipv4", "ipv6"]
 NAMESPACES = ("kube-flannel", "kube-system")  # of the manifest, since v0.19 and before
 CONFIG_MAP, KEY = "kube-flannel-cfg", "net-conf.json"
 
 VNI = 1  # vxlan.go: defaultVNI
 VXLAN_PORT = 8472  # UDP; the configuration's 0 means the kernel's own default (drivers/net/vxlan)
 UDP_PORT = 8285  # udp.go: defaultPort
+WIREGUARD_PORT, WIREGUARD_PORT_V6 = 51820, 51821  # UDP; wireguard.go
+WIREGUARD_KEY = 32  # bytes (Curve25519)
+WIREGUARD_MODES: tuple[WireguardMode, ...] = ("separate", "auto", "ipv4", "ipv6")
 OVERHEAD: dict[Backend, dict[Family, int]] = {
     "vxlan": {
         4: 50,  # bytes: 14 inner Ethernet + 20 IPv4 + 8 UDP + 8 VXLAN (RFC 7348)
@@ -34,6 +39,8 @@ OVERHEAD: dict[Backend, dict[Family, int]] = {
     "host-gw": {4: 0, 6: 0},
     "udp": {4: 28},  # 20 IPv4 + 8 UDP (udp_network_amd64.go: encapOverhead)
     "ipip": {4: 20},  # an IPv4 header (RFC 2003)
+    # 40 IPv6 + 8 UDP + 16 WireGuard + 16 authentication tag, over IPv4 too (wireguard_network.go: overhead)
+    "wireguard": {4: 80, 6: 80},
 }
 
 
@@ -42,6 +49,8 @@ class Settings:
     """How flanneld carries packets. ``direct``: without a tunnel where nodes share a subnet (DirectRouting).
 
     ``mtu`` is that of the wire in bytes, 0 for the node's own; ``nftables``: rules in tables of flanneld's own.
+    Of the backend wireguard: ``tunnels`` is its ``Mode``, ``port_v6`` the port of the second device in mode separate,
+    ``preshared_key`` in base64, ``keepalive`` in seconds; ``userspace``: wireguard-go stands in for the kernel's.
     """
 
     backend: Backend = "vxlan"
@@ -51,6 +60,11 @@ class Settings:
     mtu: int = 0
     learning: bool = False
     nftables: bool = False
+    tunnels: WireguardMode = "separate"
+    port_v6: int = WIREGUARD_PORT_V6
+    preshared_key: str = ""
+    keepalive: int = 0
+    userspace: bool = False
 
     def device_mtu(self, wire: int, family: Family) -> int:
         """The MTU of the tunnel's device on a wire with an MTU of ``wire`` bytes."""
@@ -68,6 +82,11 @@ class _Backend(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="
     mtu: int | None = msgspec.field(name="MTU", default=None)
     direct_routing: bool | None = None
     learning: bool | None = None
+    listen_port: int | None = None
+    listen_port_v6: int | None = None
+    preshared_key: str | None = msgspec.field(name="PSK", default=None)
+    persistent_keepalive_interval: int | None = None
+    mode: str | None = None
 
 
 class _NetConf(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="pascal", kw_only=True):
@@ -83,7 +102,7 @@ class _NetConf(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="
     backend: _Backend | None = None
 
 
-NOT_EMULATED = ("Backend.GBP", "Backend.MacPrefix", "Backend.PSK", "Backend.ListenPort", "Backend.Mode")
+NOT_EMULATED = ("Backend.GBP", "Backend.MacPrefix")
 
 
 def read_settings(objects: Sequence[dict[str, Any]], pod_cidrs: tuple[str, ...], default: Settings) -> Settings:
@@ -140,7 +159,7 @@ class _Reader:
     def _backend(self, given: _Backend, found: Settings) -> Settings:
         backend = next((name for name in OVERHEAD if name == given.type), None)
         if backend is None:
-            if given.type in ("wireguard", "ipsec", "alloc", "extension", "tencent-vpc"):
+            if given.type in ("ipsec", "alloc", "extension", "tencent-vpc"):
                 self._fault("Backend.Type", forbidden(f"the backend {given.type} is not emulated"))
             else:
                 self._fault("Backend.Type", unsupported(given.type, OVERHEAD))
@@ -155,6 +174,11 @@ class _Reader:
             self._fault("Backend.MTU", invalid(mtu, "must be between 576 and 65535"))
         if given.direct_routing and backend not in ("vxlan", "ipip"):
             self._fault("Backend.DirectRouting", forbidden(f"the backend {backend} knows nothing of it"))
+        if backend == "wireguard":
+            return self._wireguard(given, replace(found, backend=backend, direct=False, mtu=mtu))
+        for path, value in _of_wireguard(given):
+            if value is not None:
+                self._fault(path, forbidden(f"the backend {backend} knows nothing of it"))
         return replace(
             found,
             backend=backend,
@@ -164,3 +188,51 @@ class _Reader:
             mtu=mtu,
             learning=bool(given.learning),
         )
+
+    def _wireguard(self, given: _Backend, found: Settings) -> Settings:
+        for path, value in (("VNI", given.vni), ("Port", given.port), ("Learning", given.learning)):
+            if value is not None:
+                self._fault(f"Backend.{path}", forbidden("the backend wireguard knows nothing of it"))
+        ports = (
+            ("ListenPort", WIREGUARD_PORT if given.listen_port is None else given.listen_port),
+            ("ListenPortV6", WIREGUARD_PORT_V6 if given.listen_port_v6 is None else given.listen_port_v6),
+        )
+        for path, port in ports:
+            if not 0 < port < 1 << 16:  # with 0 the kernel would take any, and the peers could not know which
+                self._fault(f"Backend.{path}", invalid(port, "must be between 1 and 65535"))
+        keepalive = given.persistent_keepalive_interval or 0
+        if not 0 <= keepalive < 1 << 16:
+            self._fault("Backend.PersistentKeepaliveInterval", invalid(keepalive, "must be between 0 and 65535"))
+        if given.preshared_key and not _is_key(given.preshared_key):
+            self._fault(
+                "Backend.PSK", invalid("(hidden)", f"must be {WIREGUARD_KEY} bytes in base64, as of `wg genpsk`")
+            )
+        tunnels = next((mode for mode in WIREGUARD_MODES if mode == (given.mode or "separate")), None)
+        if tunnels is None:
+            self._fault("Backend.Mode", unsupported(given.mode, WIREGUARD_MODES))
+        return replace(
+            found,
+            port=ports[0][1],
+            port_v6=ports[1][1],
+            keepalive=keepalive,
+            preshared_key=given.preshared_key or "",
+            tunnels=tunnels or "separate",
+        )
+
+
+def _of_wireguard(given: _Backend) -> tuple[tuple[str, object], ...]:
+    """What only the backend wireguard reads."""
+    return (
+        ("Backend.ListenPort", given.listen_port),
+        ("Backend.ListenPortV6", given.listen_port_v6),
+        ("Backend.PSK", given.preshared_key),
+        ("Backend.PersistentKeepaliveInterval", given.persistent_keepalive_interval),
+        ("Backend.Mode", given.mode),
+    )
+
+
+def _is_key(text: str) -> bool:
+    try:
+        return len(base64.b64decode(text, validate=True)) == WIREGUARD_KEY
+    except ValueError:
+        return False

@@ -24,10 +24,11 @@ class Style(Protocol):
     ``name`` is ``flannel``; ``mode`` its variant (``vxlan``); ``title`` for people (``Flannel · vxlan``).
     ``requires`` are the names of kernel features and programs that it cannot do without
     (``emulator.kernel.capabilities`` knows them). ``proxies`` are the modes of the service proxy that the real system
-    runs beside it, the one it would take first; the first that this kernel can carry is the style's natural one. ``fallback`` is
-    the style, spelt as for ``--cni``, that a lab takes where this machine lacks what is required: the same by other means.
-    ``stand_in`` says what stands in for a part of the real system that is not used (``a proxy of cnilab's for flanneld's``); empty where all parts are real. The style's module lists its
-    modes in a function ``modes()``, the default one first.
+    runs beside it, the one it would take first; the first that this kernel can carry is the style's natural one.
+    ``fallback`` is the style, spelt as for ``--cni``, that a lab takes where this machine lacks what is required: the
+    same by other means. ``stand_in`` says what stands in for a part of the real system that is not used (``a proxy of
+    cnilab's for flanneld's``); empty where all parts are real. The style's module lists its modes in a function
+    ``modes()``, the default one first.
 
     The parts are planned apart so that a change costs what it touches. ``pod`` may depend on nothing but its
     arguments' own fields, the cluster's topology and what ``shared`` returns; ``node`` on the topology, all nodes, the

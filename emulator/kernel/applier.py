@@ -19,6 +19,7 @@ from emulator.kernel.inventory import Inventory
 from emulator.kernel.node_files import remove_files, write_files
 from emulator.kernel.rulesets import Rulesets
 from emulator.kernel.underlay import LabNet
+from emulator.kernel.wireguard import Wireguards
 from emulator.kernel.wiring import Wired, Wiring
 from emulator.plan.diff import Operation
 from emulator.plan.model import (
@@ -35,6 +36,8 @@ from emulator.plan.model import (
     Offloads,
     Route,
     Sysctl,
+    Wireguard,
+    WireguardPeer,
 )
 
 if TYPE_CHECKING:
@@ -44,7 +47,7 @@ Progress = Callable[[str], None]
 T = TypeVar("T")
 
 _RULESETS = (IptablesRules, NftTable, IpSet)
-_NOT_WIRED = (*_RULESETS, Offloads, Impairment, File, Daemon, CniAttachment)
+_NOT_WIRED = (*_RULESETS, Offloads, Impairment, File, Daemon, CniAttachment, WireguardPeer)
 
 
 class Applier:
@@ -70,6 +73,7 @@ class Applier:
         self.supervisor = Supervisor(self.net, on_death)
         self.attachments: Attachments | None = None  # before the first pod that plugins attach
         self.impairments = Impairments(self.wiring.netns, allow_missing=allow_missing)
+        self.wireguards = Wireguards(self.net, self.wiring.netns, self.wiring.set_mtu)
         self.broken = False
         self._on_namespace = on_namespace
 
@@ -152,6 +156,8 @@ class Applier:
         attached = _of(removed, CniAttachment)
         if attached and self.attachments is not None:
             self.attachments.remove(attached, dead, journal.taken)
+        peers = [item for item in _of(removed, WireguardPeer) if item.ns not in dead]
+        self.wireguards.remove(peers, self._wireguard, journal.taken)
         self.supervisor.stop(_of(removed, Daemon), journal.taken)
         removed = [item for item in removed if item.ns not in dead or not isinstance(item, _NOT_WIRED)]
         remove_files(self.net, _of(removed, File), journal.taken)
@@ -189,10 +195,26 @@ class Applier:
         self.supervisor.change(restarted, journal.put)
         if attached := _of(added, CniAttachment):
             progress(f"running CNI plugins for {len(attached)} pods")
+        told = [*added, *(new for _, new in replaced)]
+        self.wireguards.set(_of(told, Wireguard), _of(told, WireguardPeer), self._wireguard, journal.put)
             self._attach(attached, journal)
 
     def _attach(self, items: Sequence[CniAttachment], journal: _Journal) -> None:
         if self.attachments is None:
+    def restart(self, ns: str, name: str) -> None:
+        """Start a daemon again; one that serves a WireGuard device is told everything anew. Raises NotFound,
+        DaemonError, ApplyError."""
+        self.supervisor.restart(ns, name)
+        device = self._wireguard(ns, name)
+        if device is not None and device.userspace:
+            held = self.inventory.held_in(ns)
+            peers = [item for item in _of(held, WireguardPeer) if item.device == name]
+            self.wireguards.set([device], peers, self._wireguard, self.inventory.put)
+
+    def _wireguard(self, ns: str, name: str) -> Wireguard | None:
+        item = self.inventory.find(("link", ns, name))
+        return item if isinstance(item, Wireguard) else None
+
             from emulator.kernel.attachments import Attachments  # few labs have any: the others must not wait for it
 
             self.attachments = Attachments(self.net)
@@ -284,7 +306,16 @@ def _surviving_sysctls(added: Iterable[AnyObject]) -> list[Sysctl]:
 def _require_devices(added: Iterable[AnyObject]) -> None:
     """Raise Unsupported for a kind of device that only some kernels have: manifests may ask for more than the style's
     mode does."""
-    if any(isinstance(item, Ipip) for item in added):
+    added = list(added)
+    needed = [
+        name
+        for name, wanted in (
+            ("ipip", any(isinstance(item, Ipip) for item in added)),
+            ("wireguard", any(isinstance(item, Wireguard) and not item.userspace for item in added)),
+        )
+        if wanted
+    ]
+    if needed:
         from emulator.kernel.capabilities import require
 
         require(("ipip",))

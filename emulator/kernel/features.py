@@ -146,7 +146,7 @@ KERNEL: tuple[KernelFeature, ...] = (
     _device("geneve", "CONFIG_GENEVE", "cilium:geneve", without="vxlan"),
     _device("ipip", "CONFIG_NET_IPIP", "calico:ipip, kube-router overlay", without="no encapsulation, or vxlan"),
     _device("gre", "CONFIG_NET_IPGRE", "links by GRE", "ip_gre", without="vxlan"),
-    _device("wireguard", "CONFIG_WIREGUARD", "encryption between nodes"),
+    _device("wireguard", "CONFIG_WIREGUARD", "flannel:wireguard", without="wireguard-go, a process"),
     _device("dummy", "CONFIG_DUMMY", "kube-proxy ipvs, node-local DNS", without="addresses on lo"),
     _device("macvlan", "CONFIG_MACVLAN", "macvlan"),
     _device("ipvlan", "CONFIG_IPVLAN", "ipvlan", without="veth and routes"),
@@ -281,6 +281,13 @@ PROGRAMS: tuple[Program, ...] = (
         "ipset-program", "calico, kube-router", {"debian": "ipset", "fedora": "ipset"}, ("version",), "7", file="ipset"
     ),
     Program("bird", "calico, kube-router", {"debian": "bird2", "fedora": "bird"}, least="2.0"),
+    Program(
+        "wireguard-go",
+        "flannel:wireguard where the kernel has none",
+        {"debian": "wireguard-go"},
+        (),
+        optional=True,
+    ),
     Program("tshark", "the tests", {"debian": "tshark", "fedora": "wireshark-cli"}, optional=True),
     Program(
         "cni-plugins",

@@ -20,6 +20,7 @@ from emulator.plan.model import (
     Sysctl,
     Veth,
     Vxlan,
+    WireguardPeer,
 )
 
 
@@ -94,7 +95,7 @@ def devices_of(item: AnyObject) -> Iterable[str]:
         return (item.device, item.bridge)
     if isinstance(item, Vxlan):
         return (item.underlay,)
-    if isinstance(item, (Address, Neighbour, FdbEntry, Offloads, Impairment, Route)):
+    if isinstance(item, (Address, Neighbour, FdbEntry, Offloads, Impairment, Route, WireguardPeer)):
         return (item.device,) if item.device else ()
     if isinstance(item, Sysctl):
         device = sysctl_device(item.name)

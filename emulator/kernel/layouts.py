@@ -41,3 +41,11 @@ from pyroute2.netlink.rtnl.ndmsg import ndmsg  # noqa: E402
 from pyroute2.netlink.rtnl.rtmsg import rtmsg  # noqa: E402
 
 __all__ = ["fibmsg", "ifaddrmsg", "ifinfmsg", "ndmsg", "rtmsg"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "wgmsg":  # its module brings sockets and event loops along: only for who asks
+        from pyroute2.netlink.generic.wireguard import wgmsg
+
+        return wgmsg
+    raise AttributeError(name)

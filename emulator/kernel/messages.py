@@ -15,7 +15,18 @@ from typing import Any
 
 from emulator.kernel.layouts import fibmsg, ifaddrmsg, ifinfmsg, ndmsg, rtmsg
 from emulator.kernel.netlink import NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Request
-from emulator.plan.model import Address, AnyObject, Bridge, FdbEntry, Ipip, Neighbour, PolicyRule, Route, Vxlan
+from emulator.plan.model import (
+    Address,
+    AnyObject,
+    Bridge,
+    FdbEntry,
+    Ipip,
+    Neighbour,
+    PolicyRule,
+    Route,
+    Vxlan,
+    Wireguard,
+)
 
 RTM_NEWLINK, RTM_DELLINK = 16, 17
 RTM_NEWADDR, RTM_DELADDR = 20, 21
@@ -151,6 +162,17 @@ def ipip(subject: Ipip, index: int) -> Request:
         ("IFLA_IFNAME", subject.name),
         ("IFLA_MTU", subject.mtu),
         ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "ipip"), ("IFLA_INFO_DATA", {"attrs": data})]}),
+    ]
+    fields = {"index": index, "flags": IFF_UP, "change": IFF_UP}
+    return Request(RTM_NEWLINK, ADD, _payload(ifinfmsg(), fields, attrs), subject)
+
+
+def wireguard(subject: Wireguard, index: int) -> Request:
+    """Make a WireGuard device, up. Its keys and peers come by generic netlink (:mod:`emulator.kernel.wireguard`)."""
+    attrs: list[tuple[str, Any]] = [
+        ("IFLA_IFNAME", subject.name),
+        ("IFLA_MTU", subject.mtu),
+        ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "wireguard")]}),
     ]
     fields = {"index": index, "flags": IFF_UP, "change": IFF_UP}
     return Request(RTM_NEWLINK, ADD, _payload(ifinfmsg(), fields, attrs), subject)

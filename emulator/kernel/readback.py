@@ -53,6 +53,8 @@ from emulator.plan.model import (
     Tun,
     Veth,
     Vxlan,
+    Wireguard,
+    WireguardPeer,
 )
 
 if TYPE_CHECKING:
@@ -149,6 +151,7 @@ def differences(plan: Plan, applier: Applier) -> list[str]:
             found.append(f"{ns}: cannot be read: {error}")
     found += _files(_of(plan, File), applier)
     found += _daemons(_of(plan, Daemon), applier)
+    found += applier.wireguards.differences(_of(plan, Wireguard), _of(plan, WireguardPeer))
     found += applier.impairments.differences(_of(plan, Impairment))
     found += attachments.differences() if attachments is not None else []
     kinds = (IptablesRules, NftTable, IpSet)
@@ -215,6 +218,9 @@ class _Comparison:
             elif isinstance(item, Tun):
                 planned.add(item.name)
                 self._link(item, item.name, "tun", item.mtu, "")
+            elif isinstance(item, Wireguard):
+                planned.add(item.name)
+                self._link(item, item.name, "tun" if item.userspace else "wireguard", item.mtu, "")
             elif isinstance(item, BridgePort):
                 ports.add(item.device)
                 self._port(item)

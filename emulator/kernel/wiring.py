@@ -47,6 +47,7 @@ from emulator.plan.model import (
     Tun,
     Veth,
     Vxlan,
+    Wireguard,
 )
 
 Wired = Namespace | Link | BridgePort | Address | FdbEntry | Neighbour | Route | PolicyRule | Sysctl
@@ -283,8 +284,10 @@ class Wiring:
                 links[item.ns].append(messages.vxlan(item, self._new_index(item.ns, item.name), under))
             elif isinstance(item, Ipip):
                 links[item.ns].append(self._ipip(item))
-            elif isinstance(item, Tun):
+            elif isinstance(item, Tun) or (isinstance(item, Wireguard) and item.userspace):
                 links[item.ns].append(self._tun(item))
+            elif isinstance(item, Wireguard):
+                links[item.ns].append(messages.wireguard(item, self._new_index(item.ns, item.name)))
             elif isinstance(item, BridgePort):
                 links[item.ns] += self._port(item, (item.ns, item.device) in plugged)
                 if (item.ns, item.device) in plugged and not item.hairpin:
@@ -323,7 +326,7 @@ class Wiring:
             return messages.change_link(item, known, up=True, mtu=item.mtu)
         return messages.ipip(item, self._new_index(item.ns, item.name))
 
-    def _tun(self, item: Tun) -> Request:
+    def _tun(self, item: Tun | Wireguard) -> Request:
         try:
             with inside(self.netns(item.ns)):
                 make_tun(item.name)
@@ -345,7 +348,7 @@ class Wiring:
 
     def _relink(self, item: Link) -> Iterator[tuple[str, Request]]:
         index = self.index(item, item.name)
-        mac = "" if isinstance(item, (Ipip, Tun)) else item.mac
+        mac = "" if isinstance(item, (Ipip, Tun, Wireguard)) else item.mac
         yield item.ns, messages.change_link(item, index, up=True, mtu=item.mtu, mac=mac)
         if isinstance(item, Veth):
             far = self.indexes(item.peer_ns)[item.peer]

@@ -99,7 +99,8 @@ def main() -> int:
 def _wire(boot: Boot, reporter: Reporter) -> Any:
     reporter.progress("starting")
     from emulator.cni.styles import load_style, style_key
-    from emulator.kernel.capabilities import probe_for_use, require
+    from emulator.kernel.capabilities import probe_for_use
+    from emulator.kernel.stand_ins import fitting
     from emulator.lab.api import Api
     from emulator.lab.http_server import Server
     from emulator.lab.machinery import Machinery
@@ -108,8 +109,7 @@ def _wire(boot: Boot, reporter: Reporter) -> Any:
     from emulator.lab.runtime import Runtime
     from emulator.lab.verbs import Verbs
 
-    style = load_style(boot.style)
-    require(style.requires)
+    style = fitting(load_style(boot.style))
 
     def missing(names: Sequence[str]) -> list[str]:
         return [feature.name for feature in probe_for_use(names).values() if not feature.usable]

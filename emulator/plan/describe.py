@@ -30,6 +30,8 @@ from emulator.plan.model import (
     Veth,
     Vxlan,
 )
+    Wireguard,
+    WireguardPeer,
 
 MAIN_TABLE = 254
 
@@ -84,6 +86,22 @@ def _tun(item: Tun) -> str:
 
 
 @describe.register
+@describe.register
+def _wireguard(item: Wireguard) -> str:
+    return f"{'wireguard-go' if item.userspace else 'wireguard'} {item.name} listen-port {item.port} mtu {item.mtu}"
+
+
+@describe.register
+def _wireguard_peer(item: WireguardPeer) -> str:
+    words = [f"peer {item.public_key} of {item.device} endpoint {item.endpoint}"]
+    words.append(f"allowed-ips {','.join(item.allowed_ips)}")
+    if item.preshared_key:
+        words.append("preshared-key")
+    if item.keepalive:
+        words.append(f"persistent-keepalive {item.keepalive}")
+    return " ".join(words)
+
+
 def _bridge_port(item: BridgePort) -> str:
     return f"port {item.device} of {item.bridge}" + (" hairpin on" if item.hairpin else "")
 

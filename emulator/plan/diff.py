@@ -44,6 +44,8 @@ from emulator.plan.model import (
     Vxlan,
 )
 
+    Wireguard,
+    WireguardPeer,
 Verb = Literal["add", "remove", "replace"]
 Objects = Mapping[Key, AnyObject]
 
@@ -279,6 +281,8 @@ def _must_be_made_anew(was: AnyObject, now: AnyObject) -> bool:
         return (was.local, was.remote) != (now.local, now.remote)
     if isinstance(was, Veth) and isinstance(now, Veth):
         return (was.peer_ns, was.peer) != (now.peer_ns, now.peer)
+    if isinstance(was, Wireguard) and isinstance(now, Wireguard):
+        return was.userspace != now.userspace
     if isinstance(was, IpSet) and isinstance(now, IpSet):
         return (was.type, was.family) != (now.type, now.family)
     return isinstance(was, (Namespace, CniAttachment))
@@ -297,7 +301,7 @@ def _ends(item: AnyObject) -> tuple[tuple[str, str], ...]:
     """The devices that an object is: none, one, or both ends of a veth."""
     if isinstance(item, Veth):
         return (item.ns, item.name), (item.peer_ns, item.peer)
-    if isinstance(item, (Bridge, Vxlan, Ipip, Tun)):
+    if isinstance(item, (Bridge, Vxlan, Ipip, Tun, Wireguard)):
         return ((item.ns, item.name),)
     return ()
 
@@ -306,7 +310,7 @@ def _devices_of(item: AnyObject) -> tuple[tuple[str, str], ...]:
     """The devices without which an object cannot be."""
     if isinstance(item, BridgePort):
         return (item.ns, item.device), (item.ns, item.bridge)
-    if isinstance(item, (Address, Neighbour, FdbEntry, Route, Offloads, Impairment)):
+    if isinstance(item, (Address, Neighbour, FdbEntry, Route, Offloads, Impairment, WireguardPeer)):
         return ((item.ns, item.device),)
     if isinstance(item, Vxlan):
         return ((item.ns, item.underlay),)
@@ -336,6 +340,7 @@ _ORDER: dict[type, int] = {
     Tun: 3,
     BridgePort: 4,
     # 5: parameters of a device
+    Wireguard: 3,
     Offloads: 6,
     Address: 7,
     FdbEntry: 8,
@@ -348,7 +353,8 @@ _ORDER: dict[type, int] = {
     Impairment: 16,
     File: 17,
     Daemon: 18,
-    CniAttachment: 19,  # the node is ready by then
+    WireguardPeer: 19,  # told to the process that serves the device, where it is no part of the kernel
+    CniAttachment: 20,  # the node is ready by then
 }
 
 

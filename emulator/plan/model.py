@@ -132,6 +132,42 @@ class Tun(PlanObject, frozen=True, kw_only=True):
 
 
 class BridgePort(PlanObject, frozen=True, kw_only=True):
+class Wireguard(PlanObject, frozen=True, kw_only=True):
+    """A WireGuard device, up, that listens on UDP ``port``; ``private_key`` in base64, as wg(8) writes it.
+
+    ``userspace``: a TUN device that the process wireguard-go, a daemon of the same plan, serves in the kernel's place.
+    """
+
+    name: str
+    mtu: int
+    port: int
+    private_key: str
+    userspace: bool = False
+
+    @property
+    def key(self) -> Key:
+        return ("link", self.ns, self.name)
+
+
+class WireguardPeer(PlanObject, frozen=True, kw_only=True):
+    """A peer of a WireGuard device: packets to ``allowed_ips`` go to it, and only it may send from them.
+
+    ``endpoint`` is an address with its UDP port, ``192.168.50.12:51820`` or ``[fd00::12]:51821``; keys are in base64,
+    an empty ``preshared_key`` is none; ``keepalive`` in seconds, 0 for never.
+    """
+
+    device: str
+    public_key: str
+    endpoint: str
+    allowed_ips: tuple[str, ...]
+    preshared_key: str = ""
+    keepalive: int = 0
+
+    @property
+    def key(self) -> Key:
+        return ("wireguard-peer", self.ns, self.device, self.public_key)
+
+
     """``device`` is a port of ``bridge``. ``hairpin``: frames may leave by the port that they came in by."""
 
     device: str
@@ -404,7 +440,7 @@ class CniAttachment(PlanObject, frozen=True, kw_only=True):
         return ("attachment", self.ns, self.device)
 
 
-Link: TypeAlias = Veth | Bridge | Vxlan | Ipip | Tun
+Link: TypeAlias = Veth | Bridge | Vxlan | Ipip | Tun | Wireguard
 
 AnyObject: TypeAlias = (
     Namespace
@@ -454,3 +490,5 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     def in_namespace(self, ns: str) -> Iterator[AnyObject]:
         """The objects that namespace ``ns`` holds, in plan order."""
         return (item for item in self if item.ns == ns)
+    | Wireguard
+    | WireguardPeer

@@ -26,6 +26,7 @@ from emulator.plan.model import (
 )
 
 CIDRS = ("10.244.0.0/16",)
+PSK = "MTIzNDU2Nzg5MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTI="
 
 
 def config(conf: Any, namespace: str = "kube-flannel") -> dict[str, Any]:
@@ -79,7 +80,15 @@ def test_port_zero_is_the_kernels_default() -> None:
         ({"Backend": {"Type": "vxlan", "Port": 70000}}, "Backend.Port: Invalid value"),
         ({"Backend": {"Type": "vxlan", "GBP": True}}, "Backend.GBP: Forbidden: not emulated"),
         ({"Backend": {"Type": "host-gw", "DirectRouting": True}}, "Backend.DirectRouting: Forbidden"),
-        ({"Backend": {"Type": "wireguard"}}, "Backend.Type: Forbidden: the backend wireguard is not emulated"),
+        ({"Backend": {"Type": "ipsec"}}, "Backend.Type: Forbidden: the backend ipsec is not emulated"),
+        ({"Backend": {"Type": "wireguard", "PSK": "c2hvcnQ="}}, "Backend.PSK: Invalid value"),
+        ({"Backend": {"Type": "wireguard", "PSK": "no base64!"}}, "Backend.PSK: Invalid value"),
+        ({"Backend": {"Type": "wireguard", "Mode": "both"}}, 'Backend.Mode: Unsupported value: "both"'),
+        ({"Backend": {"Type": "wireguard", "ListenPort": 0}}, "Backend.ListenPort: Invalid value: 0"),
+        ({"Backend": {"Type": "wireguard", "ListenPortV6": 70000}}, "Backend.ListenPortV6: Invalid value"),
+        ({"Backend": {"Type": "wireguard", "PersistentKeepaliveInterval": -1}}, "Interval: Invalid value: -1"),
+        ({"Backend": {"Type": "wireguard", "VNI": 1}}, "Backend.VNI: Forbidden: the backend wireguard"),
+        ({"Backend": {"Type": "vxlan", "PSK": PSK}}, "Backend.PSK: Forbidden: the backend vxlan"),
         ({"Backend": {"Type": "gre"}}, 'Backend.Type: Unsupported value: "gre"'),
         ({"Backend": {}}, "Backend.Type: Required value"),
     ],
@@ -159,8 +168,3 @@ def test_ipip_with_direct_routing_needs_no_tunnel_within_a_rack(planned: Any) ->
 def test_backends_for_ipv4_alone_are_refused_elsewhere(planned: Any, mode: str) -> None:
     with pytest.raises(UserError, match=f"flannel's backend {mode} carries IPv4 only"):
         planned(f"flannel:{mode}", "dual-stack")
-
-
-def test_wireguard_is_refused_by_name() -> None:
-    with pytest.raises(UserError, match="flannel:wireguard is not emulated"):
-        load_style("flannel:wireguard")
