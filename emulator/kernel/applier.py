@@ -193,14 +193,12 @@ class Applier:
             progress(f"starting {len(daemons) + len(restarted)} daemons")
         self.supervisor.start(daemons, journal.put)
         self.supervisor.change(restarted, journal.put)
-        if attached := _of(added, CniAttachment):
-            progress(f"running CNI plugins for {len(attached)} pods")
         told = [*added, *(new for _, new in replaced)]
         self.wireguards.set(_of(told, Wireguard), _of(told, WireguardPeer), self._wireguard, journal.put)
+        if attached := _of(added, CniAttachment):
+            progress(f"running CNI plugins for {len(attached)} pods")
             self._attach(attached, journal)
 
-    def _attach(self, items: Sequence[CniAttachment], journal: _Journal) -> None:
-        if self.attachments is None:
     def restart(self, ns: str, name: str) -> None:
         """Start a daemon again; one that serves a WireGuard device is told everything anew. Raises NotFound,
         DaemonError, ApplyError."""
@@ -215,6 +213,8 @@ class Applier:
         item = self.inventory.find(("link", ns, name))
         return item if isinstance(item, Wireguard) else None
 
+    def _attach(self, items: Sequence[CniAttachment], journal: _Journal) -> None:
+        if self.attachments is None:
             from emulator.kernel.attachments import Attachments  # few labs have any: the others must not wait for it
 
             self.attachments = Attachments(self.net)
@@ -318,7 +318,7 @@ def _require_devices(added: Iterable[AnyObject]) -> None:
     if needed:
         from emulator.kernel.capabilities import require
 
-        require(("ipip",))
+        require(needed)
 
 
 def _of(items: Iterable[AnyObject], kind: type[T]) -> list[T]:

@@ -378,6 +378,10 @@ class Wiring:
         index = self.index(item, item.device) if item.device else 0
         return messages.route(item, index, remove=remove, replace=replace)
 
+    def set_mtu(self, item: Link) -> None:
+        """Give a device its planned MTU again, after a process has set another."""
+        self._submit(item.ns, [request for ns, request in self._relink(item) if ns == item.ns], _nothing)
+
     def set_link(self, ns: str, device: str, *, up: bool) -> None:
         """Set a device down or up, as a fault. Coming up, it gets back what the kernel dropped when it went down: IPv6
         addresses, and every route through it."""

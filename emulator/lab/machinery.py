@@ -219,7 +219,7 @@ class Machinery:
 
     def start_daemon(self, ns: str, name: str) -> None:
         """Start it again after it died."""
-        self.applier.supervisor.restart(ns, name)
+        self.applier.restart(ns, name)
 
     # What it says of itself
 

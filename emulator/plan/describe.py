@@ -29,9 +29,9 @@ from emulator.plan.model import (
     Tun,
     Veth,
     Vxlan,
-)
     Wireguard,
     WireguardPeer,
+)
 
 MAIN_TABLE = 254
 
@@ -86,7 +86,6 @@ def _tun(item: Tun) -> str:
 
 
 @describe.register
-@describe.register
 def _wireguard(item: Wireguard) -> str:
     return f"{'wireguard-go' if item.userspace else 'wireguard'} {item.name} listen-port {item.port} mtu {item.mtu}"
 
@@ -102,6 +101,7 @@ def _wireguard_peer(item: WireguardPeer) -> str:
     return " ".join(words)
 
 
+@describe.register
 def _bridge_port(item: BridgePort) -> str:
     return f"port {item.device} of {item.bridge}" + (" hairpin on" if item.hairpin else "")
 

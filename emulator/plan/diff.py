@@ -42,10 +42,10 @@ from emulator.plan.model import (
     Tun,
     Veth,
     Vxlan,
-)
-
     Wireguard,
     WireguardPeer,
+)
+
 Verb = Literal["add", "remove", "replace"]
 Objects = Mapping[Key, AnyObject]
 
@@ -279,10 +279,10 @@ def _must_be_made_anew(was: AnyObject, now: AnyObject) -> bool:
         )
     if isinstance(was, Ipip) and isinstance(now, Ipip):
         return (was.local, was.remote) != (now.local, now.remote)
-    if isinstance(was, Veth) and isinstance(now, Veth):
-        return (was.peer_ns, was.peer) != (now.peer_ns, now.peer)
     if isinstance(was, Wireguard) and isinstance(now, Wireguard):
         return was.userspace != now.userspace
+    if isinstance(was, Veth) and isinstance(now, Veth):
+        return (was.peer_ns, was.peer) != (now.peer_ns, now.peer)
     if isinstance(was, IpSet) and isinstance(now, IpSet):
         return (was.type, was.family) != (now.type, now.family)
     return isinstance(was, (Namespace, CniAttachment))
@@ -338,9 +338,9 @@ _ORDER: dict[type, int] = {
     Vxlan: 3,  # its underlay device first
     Ipip: 3,
     Tun: 3,
+    Wireguard: 3,
     BridgePort: 4,
     # 5: parameters of a device
-    Wireguard: 3,
     Offloads: 6,
     Address: 7,
     FdbEntry: 8,

@@ -131,7 +131,6 @@ class Tun(PlanObject, frozen=True, kw_only=True):
         return ("link", self.ns, self.name)
 
 
-class BridgePort(PlanObject, frozen=True, kw_only=True):
 class Wireguard(PlanObject, frozen=True, kw_only=True):
     """A WireGuard device, up, that listens on UDP ``port``; ``private_key`` in base64, as wg(8) writes it.
 
@@ -168,6 +167,7 @@ class WireguardPeer(PlanObject, frozen=True, kw_only=True):
         return ("wireguard-peer", self.ns, self.device, self.public_key)
 
 
+class BridgePort(PlanObject, frozen=True, kw_only=True):
     """``device`` is a port of ``bridge``. ``hairpin``: frames may leave by the port that they came in by."""
 
     device: str
@@ -449,6 +449,8 @@ AnyObject: TypeAlias = (
     | Vxlan
     | Ipip
     | Tun
+    | Wireguard
+    | WireguardPeer
     | BridgePort
     | Address
     | Neighbour
@@ -490,5 +492,3 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     def in_namespace(self, ns: str) -> Iterator[AnyObject]:
         """The objects that namespace ``ns`` holds, in plan order."""
         return (item for item in self if item.ns == ns)
-    | Wireguard
-    | WireguardPeer
