@@ -240,6 +240,9 @@ def _way(packet: Packet, source: str, entered: str, device: str, index: Index, m
         item = way.item if way is not None else None
         if not isinstance(item, Route) or not item.via or not index.elsewhere(item.via, packet.target_mac):
             return way
+        told = machine.neighbours.get((device, plain(item.via)))  # a permanent entry may name any MAC
+        if told is not None and told.mac == packet.target_mac:
+            return way
         if not item.learned:
             return None
         absent.add(item)

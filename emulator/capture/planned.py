@@ -5,7 +5,7 @@ Routes are looked up as the kernel does: policy rules by priority, and the longe
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Set
 from functools import cached_property
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import NamedTuple
@@ -101,7 +101,7 @@ class Planned:
         return self._best[address]
 
     def way(
-        self, packet: Packet, source: str, entered: str, device: str, absent: Container[Route] = frozenset()
+        self, packet: Packet, source: str, entered: str, device: str, absent: Set[Route] = frozenset()
     ) -> Way | None:
         """How a packet with ``source`` (before translation) that came in by ``entered`` gets out by ``device``.
 
@@ -147,7 +147,7 @@ class Planned:
         return plain(address) in self.addresses or (proxy is not None and proxy.value == "1")
 
     def _longest(
-        self, address: str, table: int = MAIN_TABLE, absent: Container[Route] = frozenset()
+        self, address: str, table: int = MAIN_TABLE, absent: Set[Route] = frozenset()
     ) -> Route | Address | None:
         try:
             parsed = ip_address(address)

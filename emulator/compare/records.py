@@ -14,6 +14,9 @@ import msgspec
 from emulator.capture.model import Journey
 from emulator.traffic.model import Verdict
 
+Observed = Literal["observed"]
+"""Of what was read rather than sent: a BGP session, a routing table."""
+
 RUN_SCHEMA = "cnilab.run/v1"
 """What ``meta.json`` carries in ``schema``."""
 
@@ -33,6 +36,9 @@ class FlowResult(msgspec.Struct, frozen=True, omit_defaults=True):
     ``source_ns`` and ``target_address``. ``times`` are round trips in microseconds. ``hook_passes`` counts, per
     namespace, how often a packet of the flow (tunnel packets included) passed each netfilter hook: exact, from
     counters.
+
+    ``state`` is what was read where nothing was sent (``verdict`` observed). ``convergence`` is the loss-derived
+    convergence time of a stream in seconds: requests lost, divided by the rate (RFC 6413, 3.5; RFC 7747 measures so).
     """
 
     scenario: str
@@ -44,7 +50,7 @@ class FlowResult(msgspec.Struct, frozen=True, omit_defaults=True):
     source_ns: str
     target_address: str
     protocol: str
-    verdict: Verdict
+    verdict: Verdict | Observed
     port: int = 0
     size: int = 0
     count: int = 1
@@ -57,6 +63,8 @@ class FlowResult(msgspec.Struct, frozen=True, omit_defaults=True):
     checks: tuple[Check, ...] = ()
     hook_passes: dict[str, dict[str, int]] = {}
     pod_mtu: int = 0
+    state: str = ""
+    convergence: float | None = None
 
 
 class FlowJourney(msgspec.Struct, frozen=True):

@@ -15,7 +15,7 @@ def rows_of(columns: Sequence[FlowColumn]) -> tuple[Row, ...]:
     rows = []
     for label, kind, optional, cell in _ROWS:
         cells = tuple(cell(column) if column.result else Cell() for column in columns)
-        if optional and not any(item.value for item in cells):
+        if optional and not any(item.value or item.detail for item in cells):
             continue
         # What is not known is no difference: a style that never ran has a banner, a flow not followed says so.
         values = {item.key or item.value for item in cells if item.value}
@@ -34,6 +34,9 @@ def headline(flow: FlowComparison) -> str:
         address = (
             f" ({result.target_address})" if len(addresses) == 1 and result.target_address != result.target else ""
         )
+        if result.verdict == "observed":
+            ends = [result.source] if result.source == result.target else [result.source, result.target]
+            return " · ".join([*parts, " ↔ ".join(ends), "read, not sent"])
         parts.append(f"{result.source} → {result.target}{address}")
         port = f" port {result.port}" if result.port else ""
         parts.append(f"{result.protocol.upper()}{port}" + (f", {result.size} B" if result.size else ""))
@@ -66,6 +69,8 @@ def microseconds(value: float) -> str:
 def _verdict(column: FlowColumn) -> Cell:
     assert column.result
     result = column.result
+    if result.verdict == "observed":
+        return Cell("as expected" if column.passed else "observed" if column.passed is None else "otherwise")
     sent = result.sent or result.count
     return Cell(result.verdict, f"{result.received} of {sent} answered")
 
@@ -75,6 +80,24 @@ def _error(column: FlowColumn) -> Cell:
     return Cell(column.result.detail)
 
 
+def _only_read(column: FlowColumn) -> bool:
+    return column.result is not None and column.result.verdict == "observed"
+
+
+def _state(column: FlowColumn) -> Cell:
+    assert column.result
+    return Cell(column.result.state)
+
+
+def _convergence(column: FlowColumn) -> Cell:
+    """The time is as good as the machine is idle; the numbers that it is made of stand beneath it."""
+    assert column.result
+    result = column.result
+    if result.convergence is None:
+        return Cell()
+    return Cell(f"{result.convergence:.2f} s", f"{result.sent - result.received} lost")
+
+
 def _answered_by(column: FlowColumn) -> Cell:
     assert column.result
     return Cell(column.result.answered_by)
@@ -82,7 +105,7 @@ def _answered_by(column: FlowColumn) -> Cell:
 
 def _traversals(column: FlowColumn) -> Cell:
     if not column.path:
-        return Cell("", "no packet of it was seen")
+        return Cell("", "" if _only_read(column) else "no packet of it was seen")
     return Cell(str(column.path.traversals), " · ".join(f"{short(ns)} {n}" for ns, n in column.path.per_namespace))
 
 
@@ -197,6 +220,8 @@ def _expectations(column: FlowColumn) -> Cell:
 
 
 def _captured(column: FlowColumn) -> Cell:
+    if _only_read(column):
+        return Cell()
     lost = column.style.lost if column.style else 0
     return Cell(f"{column.packets} followed", f"capture lost {lost} packets" if lost else "none lost")
 
@@ -204,8 +229,10 @@ def _captured(column: FlowColumn) -> Cell:
 _ROWS: tuple[tuple[str, RowKind, bool, Callable[[FlowColumn], Cell]], ...] = (
     ("verdict", "exact", False, _verdict),
     ("what came back", "exact", True, _error),
+    ("state", "exact", True, _state),
+    ("convergence time, lost / rate", "noisy", True, _convergence),
     ("answered by", "exact", True, _answered_by),
-    ("device traversals", "exact", False, _traversals),
+    ("device traversals", "exact", True, _traversals),
     ("way", "exact", True, _namespaces),
     ("routed hops", "exact", True, _routed),
     ("TTL at the receiver", "exact", True, _ttl),
@@ -220,5 +247,5 @@ _ROWS: tuple[tuple[str, RowKind, bool, Callable[[FlowColumn], Cell]], ...] = (
     ("median one way", "noisy", True, _one_way),
     ("median round trip", "noisy", True, _round_trip),
     ("expectations met", "exact", True, _expectations),
-    ("packets followed", "capture", False, _captured),
+    ("packets followed", "capture", True, _captured),
 )

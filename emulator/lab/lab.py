@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import msgspec
@@ -36,6 +36,10 @@ from emulator.lab.names import resolve
 from emulator.lab.records import CaptureStats, Entry, LabStatus, ProbeAnswer, ProbeRequest
 from emulator.plan.model import Plan
 from emulator.traffic.model import InjectionReport, Protocol, StreamReport
+
+if TYPE_CHECKING:
+    from emulator.kernel.bird_control import SessionState
+    from emulator.kernel.route_table import TableRoute
 
 BASE = "/cnilab/v1"
 
@@ -296,6 +300,20 @@ class Lab:
     def fault(self, kind: str, target: str, *, device: str = "eth0", daemon: str = "") -> None:
         """Break something: link-down, link-up, node-crash, node-return, daemon-kill, daemon-start."""
         self.client.call("POST", f"{BASE}/fault", {"kind": kind, "target": target, "device": device, "daemon": daemon})
+
+    def bgp(self, place: str) -> list[SessionState]:
+        """The BGP sessions of a node or router, as its BIRD sees them; none if BIRD is dead."""
+        from emulator.kernel.bird_control import SessionState
+
+        answer = self.client.call("GET", f"{BASE}/bgp?place={quote(place, '')}")
+        return msgspec.convert(answer, list[SessionState])
+
+    def routes(self, place: str) -> list[TableRoute]:
+        """The main routing table of a pod or machine, without the kernel's own routes."""
+        from emulator.kernel.route_table import TableRoute
+
+        answer = self.client.call("GET", f"{BASE}/routes?place={quote(place, '')}")
+        return msgspec.convert(answer, list[TableRoute])
 
     def meter_reset(self) -> None:
         """Count netfilter hook passes from here on."""

@@ -23,13 +23,15 @@ from emulator.lab.pods import commands_of, entry_files, servers_of
 from emulator.lab.records import Entry
 from emulator.plan.describe import describe
 from emulator.plan.diff import Operation, diff
-from emulator.plan.model import UNDERLAY, Namespace, Plan, Route
+from emulator.plan.model import UNDERLAY, Daemon, Namespace, Plan, Route
 from emulator.traffic.client import TrafficEngine
 from emulator.traffic.model import InjectionReport, Server
 
 if TYPE_CHECKING:
     from emulator.kernel.attachments import Finding, Problem
+    from emulator.kernel.bird_control import SessionState
     from emulator.kernel.hookmeter import HookMeter
+    from emulator.kernel.route_table import TableRoute
 
 POD_DEVICE = "eth0"  # in every style
 
@@ -220,6 +222,24 @@ class Machinery:
     def start_daemon(self, ns: str, name: str) -> None:
         """Start it again after it died."""
         self.applier.restart(ns, name)
+
+    # How routing is
+
+    def bgp_sessions(self, ns: str, bird: Daemon) -> list[SessionState]:
+        """What the BIRD of a machine says of its sessions; none if it is dead."""
+        from emulator.kernel.bird_control import sessions
+
+        running = {(item.ns, item.name): item.state for item in self.applier.supervisor.status()}
+        if running.get((ns, bird.name)) != "running":
+            return []
+        return sessions(self.applier.net.handle(ns), bird.ready_socket)
+
+    def routes(self, ns: str) -> list[TableRoute]:
+        """The main routing table of a namespace."""
+        from emulator.kernel.route_table import read_routes
+
+        with self.applier.wiring.channel(ns) as channel:
+            return read_routes(channel)
 
     # What it says of itself
 

@@ -30,7 +30,7 @@ from emulator.lab.records import (
 )
 from emulator.lab.runtime import Outcome, Runtime
 from emulator.lab.store import Ref
-from emulator.plan.model import Link, Plan, Veth
+from emulator.plan.model import Daemon, Link, Plan, Veth
 from emulator.plan.render import as_json
 from emulator.traffic.model import InjectionReport, Probe, StreamReport
 
@@ -120,6 +120,8 @@ class Verbs:
             ("POST", f"{base}/replay", self._replay),
             ("POST", f"{base}/send", self._send),
             ("POST", f"{base}/fault", self._fault),
+            ("GET", f"{base}/bgp", self._bgp),
+            ("GET", f"{base}/routes", self._routes),
             ("GET", f"{base}/logs", self._logs),
             ("GET", f"{base}/entry", self._entry),
         ]
@@ -326,6 +328,28 @@ class Verbs:
                     self._machinery.kill_daemon(place.machine.ns, fault.daemon)
                 else:
                     self._machinery.start_daemon(place.machine.ns, fault.daemon)
+
+    def _bgp(self, _path: Any, query: dict[str, str], _body: Any) -> Any:
+        place = self._standing(query)
+        with self._runtime.still():
+            daemons = (item for item in self._plan().in_namespace(place.ns) if isinstance(item, Daemon))
+            bird = next((item for item in daemons if item.name == "bird"), None)
+            if bird is None:
+                raise UserError(f"{place.label} runs no BIRD", hint="it does under styles that learn routes by BGP")
+            return self._machinery.bgp_sessions(place.ns, bird)
+
+    def _routes(self, _path: Any, query: dict[str, str], _body: Any) -> Any:
+        place = self._standing(query)
+        with self._runtime.still():
+            return self._machinery.routes(place.ns)
+
+    def _standing(self, query: dict[str, str]) -> Place:
+        """The pod or machine that a question is about."""
+        place = resolve(self._runtime.current, query.get("place", ""))
+        if not place.ns:
+            raise UserError(f"{place.label} is an address, not a pod or machine of the lab")
+        self._check_up(place)
+        return place
 
     def _logs(self, _path: Any, query: dict[str, str], _body: Any) -> dict[str, str]:
         place = query.get("place", "")

@@ -14,6 +14,7 @@ from emulator.cluster.strict_yaml import Malformed, documents
 from emulator.cluster.validation import faults_of_label_name
 from emulator.errors import NotFound, Problem, ScenarioError
 from emulator.scenario.model import Scenario, Step
+from emulator.scenario.route_words import fault_of_route
 
 SUFFIX = ".yaml"
 
@@ -132,6 +133,14 @@ def _problems(scenario: Scenario, path: str) -> Iterator[Problem]:
                 yield Problem(path, scenario.name, f"{where}.{kinds[0]}.size", "must be between 0 and 1000000 bytes")
         if step.flow and not 1 <= step.flow.count <= 10_000:
             yield Problem(path, scenario.name, f"{where}.flow.count", "must be between 1 and 10000")
+        if step.routes:
+            for field in ("present", "absent"):
+                given = getattr(step.routes.expect, field)
+                for style, routes in given.items() if isinstance(given, dict) else (("", given or []),):
+                    for number, route in enumerate(routes):
+                        if reason := fault_of_route(route):
+                            at = f"{field}.{style}" if style else field
+                            yield Problem(path, scenario.name, f"{where}.routes.expect.{at}[{number}]", reason)
         if step.send:
             from emulator.traffic.expression import parse
 

@@ -155,6 +155,46 @@ class Send(_Strict, frozen=True):
     expect: Expect = Expect()
 
 
+class BgpExpect(_Strict, frozen=True):
+    """What BIRD must say of a session: ``state`` in its words, ``error`` a text that its last error holds, ``imported``
+    the number of routes that came by it."""
+
+    state: PerStyleText | None = None
+    error: PerStyleText | None = None
+    imported: PerStyleNumber | None = None
+
+
+class Bgp(_Strict, frozen=True, kw_only=True):
+    """The BGP session of ``from`` with ``to``, as the BIRD of ``from`` sees it, once it is as expected or after
+    ``timeout`` seconds. ``family`` 0 is the first that both have."""
+
+    id: str
+    source: str = msgspec.field(name="from")
+    target: str = msgspec.field(name="to")
+    title: str = ""
+    family: Literal[0, 4, 6] = 0
+    timeout: float = 10.0
+    expect: BgpExpect = BgpExpect()
+
+
+class RoutesExpect(_Strict, frozen=True):
+    """Routes that must be in the kernel's main table, or must not be: as ``ip route`` writes them, from the destination
+    on as many words as matter."""
+
+    present: PerStyleList | None = None
+    absent: PerStyleList | None = None
+
+
+class Routes(_Strict, frozen=True, kw_only=True):
+    """The routes of ``target``, once they are as expected or after ``timeout`` seconds."""
+
+    id: str
+    target: str
+    title: str = ""
+    timeout: float = 10.0
+    expect: RoutesExpect = RoutesExpect()
+
+
 class Step(_Strict, frozen=True):
     """Exactly one of these."""
 
@@ -167,6 +207,8 @@ class Step(_Strict, frozen=True):
     wait: Wait | None = None
     replay: Replay | None = None
     send: Send | None = None
+    bgp: Bgp | None = None
+    routes: Routes | None = None
 
     def kinds(self) -> list[str]:
         """The fields that are given."""

@@ -7,6 +7,7 @@ Pods come and go with ``apply``, ``delete`` and ``churn``; a name is right if it
 from __future__ import annotations
 
 from collections.abc import Iterator
+from ipaddress import ip_address
 from typing import Any
 
 from emulator.cluster.assemble import assemble
@@ -20,7 +21,7 @@ from emulator.kernel.capabilities import require
 from emulator.lab.names import Place, common_address, resolve
 from emulator.lab.store import ref_of
 from emulator.scenario.load import Loaded, walk
-from emulator.scenario.model import Flow, Replay, Send, Step, Stream, Wait
+from emulator.scenario.model import Bgp, Flow, Replay, Routes, Send, Step, Stream, Wait
 
 Object = dict[str, Any]
 
@@ -96,6 +97,23 @@ def _faults(where: str, step: Step, clusters: list[Cluster]) -> Iterator[tuple[s
             yield f"{where}.{kind}.from", "is an address: packets are sent from pods and machines"
         elif len(ends) == 2 and (reason := _apart(ends["from"], ends["to"], getattr(wish, "family", 0))):
             yield f"{where}.{kind}.to", reason
+    elif isinstance(wish, Bgp):
+        for field, name in (("from", wish.source), ("to", wish.target)):
+            found = _found(name, clusters)
+            if isinstance(found, str):
+                yield f"{where}.bgp.{field}", found
+            elif field == "from" and (found.machine is None or found.machine.kind == "host"):
+                yield f"{where}.bgp.from", f"{name!r} is not a node or router: BGP speakers are"
+            elif field == "to" and found.machine is None:
+                yield f"{where}.bgp.to", f"{name!r} is not a machine: sessions are between nodes and routers"
+            elif not any(wish.family in (0, ip_address(each).version) for each in found.addresses):
+                yield f"{where}.bgp.family", f"{name} has no IPv{wish.family} address"
+    elif isinstance(wish, Routes):
+        found = _found(wish.target, clusters)
+        if isinstance(found, str):
+            yield f"{where}.routes.target", found
+        elif not found.ns:
+            yield f"{where}.routes.target", "is an address: pods and machines have routes"
     elif kind in ("fault", "churn"):
         found = _found(wish.target, clusters)
         if isinstance(found, str):

@@ -25,6 +25,7 @@ from emulator.plan.model import Plan
 from emulator.scenario.expect import flow_checks, fragments, longest_outage, stream_checks
 from emulator.scenario.hooks import passes
 from emulator.scenario.load import Loaded
+from emulator.scenario.looks import look_at_routes, look_at_session
 from emulator.scenario.model import Churn, Flow, Replay, Send, Step, Stream, Wait
 from emulator.scenario.preflight import preflight
 from emulator.traffic.model import InjectionReport, ProbeResult, StreamReport
@@ -96,6 +97,7 @@ class _Runner:
         self._sent: list[Sent] = []
         self._starts: list[int] = []  # ns since the epoch at which a step began to send
         self._streams: list[tuple[Stream, StreamReport, ProbeRequest]] = []
+        self._looks: list[FlowResult] = []
         self._plan = lab.plan()
         self._cluster = lab.cluster()
 
@@ -114,6 +116,10 @@ class _Runner:
             self._wait(step.wait)
         elif step.replay is not None:
             self._replay(step.replay)
+        elif step.bgp is not None:
+            self._looks.append(look_at_session(self._lab, step.bgp, self._style, self._loaded.scenario.name))
+        elif step.routes is not None:
+            self._looks.append(look_at_routes(self._lab, step.routes, self._style, self._loaded.scenario.name))
         else:
             self._change(step)
             self._plan = self._lab.plan()
@@ -227,6 +233,7 @@ class _Runner:
                     FlowJourney(scenario, self._style, sent.step.id, direction, index, journey)  # type: ignore[arg-type]
                     for index, journey in enumerate(found)
                 ]
+        results += self._looks
         results += [self._stream_result(scenario, *stream) for stream in self._streams]
         meta = StyleMeta(
             style=self._style,
@@ -287,7 +294,9 @@ class _Runner:
             count=result.sent,
             sent=result.sent,
             received=result.received,
-            detail=f"{lost} of {result.sent} lost, longest outage {longest_outage(result):.2f} s",
+            detail=f"{lost} of {result.sent} lost, longest outage {longest_outage(result):.2f} s, "
+            f"convergence time {lost / stream.rate:.2f} s ({lost} lost / {stream.rate:g} per second)",
+            convergence=lost / stream.rate,
             checks=stream_checks(stream.expect, self._style, result),
         )
 

@@ -39,6 +39,10 @@ SCENARIO_STRUCTS = [
     model.Send,
     model.Expect,
     model.StreamExpect,
+    model.Bgp,
+    model.BgpExpect,
+    model.Routes,
+    model.RoutesExpect,
 ]
 
 
