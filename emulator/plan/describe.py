@@ -20,6 +20,7 @@ from emulator.plan.model import (
     IptablesRules,
     Namespace,
     Neighbour,
+    NftRules,
     NftTable,
     Offloads,
     PlanObject,
@@ -199,6 +200,11 @@ def _ipset(item: IpSet) -> str:
 @describe.register
 def _nft(item: NftTable) -> str:
     return f"nftables table {item.family} {item.name}"
+
+
+@describe.register
+def _nft_rules(item: NftRules) -> str:
+    return f"nftables table {item.family} {item.name}, {_count(len(item.parts), 'Service')}"
 
 
 @describe.register

@@ -18,6 +18,7 @@ import msgspec
 
 from emulator.errors import CnilabError
 from emulator.plan.model import (
+    FAULT,
     Address,
     AnyObject,
     Bridge,
@@ -33,6 +34,7 @@ from emulator.plan.model import (
     Key,
     Namespace,
     Neighbour,
+    NftRules,
     NftTable,
     Offloads,
     Plan,
@@ -190,7 +192,7 @@ class _Difference:
             return True  # plugins hold more than the pod's namespace: leases, rules and devices of the node
         if isinstance(item, Daemon):
             return True  # a process holds its namespace alive: it must be ended, it does not vanish
-        if isinstance(item, Sysctl):
+        if isinstance(item, Sysctl) and item.component != FAULT:
             return False  # there is no way back to "never set"; whoever wants another value says so
         if isinstance(item, Route) and item.learned:
             return False
@@ -350,6 +352,7 @@ _ORDER: dict[type, int] = {
     IpSet: 13,
     IptablesRules: 14,
     NftTable: 15,
+    NftRules: 15,
     Impairment: 16,
     File: 17,
     Daemon: 18,

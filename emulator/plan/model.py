@@ -18,6 +18,7 @@ from typing import ClassVar, Literal, TypeAlias
 import msgspec
 
 UNDERLAY = "underlay"
+FAULT = "fault"  # the component of what a fault put into the plan
 
 Family = Literal[4, 6]
 Key: TypeAlias = tuple[str | int, ...]
@@ -365,6 +366,72 @@ class NftTable(PlanObject, frozen=True, kw_only=True):
         return ("nft", self.ns, self.family, self.name)
 
 
+class NftChain(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A chain with all its rules in order, as nft(8) reads them after ``add rule FAMILY TABLE CHAIN``.
+
+    ``hook`` makes it a base chain, which the kernel runs by itself: ``type nat hook prerouting priority -100``.
+    """
+
+    name: str
+    rules: tuple[str, ...] = ()
+    hook: str = ""
+    comment: str = ""
+
+
+class NftSet(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A set, or a map from its keys to verdicts: ``ipv4_addr . inet_proto . inet_service``.
+
+    ``flags`` as nft(8) names them; ``timeout`` is the seconds after which an element that rules added vanishes, 0 for
+    never.
+    """
+
+    name: str
+    type: str
+    verdicts: bool = False
+    flags: tuple[str, ...] = ()
+    timeout: int = 0
+    comment: str = ""
+
+
+class NftElement(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An element of the set ``of``; in a map with its ``verdict``: ``goto endpoint-...``, ``drop``."""
+
+    of: str
+    key: str
+    verdict: str = ""
+    comment: str = ""
+
+
+class NftPart(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one subject (a Service, say) puts into a table. Its chains and sets are its own; the sets that its elements
+    are of may belong to the table."""
+
+    sets: tuple[NftSet, ...] = ()
+    chains: tuple[NftChain, ...] = ()
+    elements: tuple[NftElement, ...] = ()
+
+
+class NftRules(PlanObject, frozen=True, kw_only=True):
+    """An nftables table in parts, so that a change of one part costs no more than that part.
+
+    The ``frame`` is what the parts refer to: sets, maps and chains. ``parts`` are keyed by subject, and parts that are
+    the same object in two plans (or in two nodes) are not looked at. ``hooks`` are the base chains: they come last and
+    go first, so that no packet meets a table that is not whole yet. An element of one set and key stands in one part
+    only.
+    """
+
+    family: Literal["ip", "ip6"]
+    name: str
+    comment: str = ""
+    frame: NftPart = NftPart()
+    hooks: tuple[NftChain, ...] = ()
+    parts: dict[str, NftPart] = {}
+
+    @property
+    def key(self) -> Key:
+        return ("nft", self.ns, self.family, self.name)
+
+
 class File(PlanObject, frozen=True, kw_only=True):
     """A file in the node's private ``/etc`` or ``/run``."""
 
@@ -463,6 +530,7 @@ AnyObject: TypeAlias = (
     | IptablesRules
     | IpSet
     | NftTable
+    | NftRules
     | File
     | Daemon
     | CniAttachment
