@@ -4,7 +4,7 @@
 # the stamp written last. As root in a user's checkout the Python part runs as that user, so that nothing in the
 # checkout ends up owned by root and no build code runs with more rights than its owner has.
 
-# shellcheck shell=sh disable=SC2154  # root, venv, stamp, stamp_test, incomplete, key, want_test, foreign: set by ./cnilab
+# shellcheck shell=sh disable=SC2154  # root, venv, stamp, stamp_test, incomplete, key, want_test, want_real, foreign: set by ./cnilab
 
 started=$(date +%s)
 log=
@@ -87,7 +87,7 @@ install_packages() {
     programs_missing || return 0
     if [ "$(id -u)" != 0 ]; then
         say "programs that labs need are not installed:$missing"
-        say "install them once with: sudo '$root/scripts/setup.sh' --packages${want_test:+ --test}"
+        say "install them once with: sudo '$root/scripts/setup.sh' --packages${want_test:+ --test}${want_real:+ --real-kernel}"
         return 0
     fi
     if ! command -v apt-get >/dev/null; then
@@ -95,7 +95,7 @@ install_packages() {
         say "this is neither Debian nor Ubuntu: install them by the means of this distribution"
         return 0
     fi
-    if ! step "installing packages for:$missing" "$root/scripts/setup.sh" --packages ${want_test:+--test}; then
+    if ! step "installing packages for:$missing" "$root/scripts/setup.sh" --packages ${want_test:+--test} ${want_real:+--real-kernel}; then
         last_lines
         die "the packages could not be installed" \
             "Mend what the lines above name (often the network, or a package source), then run the same command again." \

@@ -8,20 +8,22 @@ set -euo pipefail
 
 usage() {
     cat <<'HELP'
-usage: sudo scripts/setup.sh [--packages] [--test] [--python] [--vm]
+usage: sudo scripts/setup.sh [--packages] [--test] [--real-kernel] [--python] [--vm]
 
-  --packages  only the distribution's packages, nothing else
-  --test      with the packages that the tests need
-  --python    with Python, where it is missing or too old
-  --vm        this machine exists for cnilab alone: also set kernel settings for the whole machine
+  --packages     only the distribution's packages, nothing else
+  --test         with the packages that the tests need
+  --real-kernel  with QEMU, for the tests that need a distribution's kernel
+  --python       with Python, where it is missing or too old
+  --vm           this machine exists for cnilab alone: also set kernel settings for the whole machine
 HELP
 }
 
-packages_only='' with_test='' with_python='' vm=''
+packages_only='' with_test='' with_real='' with_python='' vm=''
 for argument in "$@"; do
     case $argument in
         --packages) packages_only=yes ;;
         --test) with_test=yes ;;
+        --real-kernel) with_real=yes ;;
         --python) with_python=yes ;;
         --vm) vm=yes ;;
         -h | --help) usage; exit 0 ;;
@@ -52,7 +54,8 @@ check_machine() {
 }
 
 rows() { # the lines of packages.txt that are wanted
-    grep -vE '^[[:space:]]*(#|$)' "$root/scripts/packages.txt" | awk -v test="$with_test" '$3 == "always" || test'
+    grep -vE '^[[:space:]]*(#|$)' "$root/scripts/packages.txt" |
+        awk -v test="$with_test" -v real="$with_real" '$3 == "always" || $3 == "test" && test || $3 == "real-kernel" && real'
 }
 
 needed_programs() { rows | awk '{ printf " %s", $2 }'; }
@@ -103,6 +106,9 @@ install_packages() {
         for package in $(python_packages); do
             installed "$package" || wanted+=("$package")
         done
+    fi
+    if [ -n "$with_real" ] && [ ! -e /usr/lib/qemu/virtiofsd ] && [ ! -e /usr/libexec/virtiofsd ]; then
+        wanted+=("virtiofsd?") # a package of its own from Debian 13 on; before, it comes with QEMU
     fi
     if [ "$distribution" = ubuntu ] && [ -n "$vm" ]; then
         # netem, vrf and wireguard are not in the base package of Ubuntu's cloud kernels.

@@ -3,6 +3,10 @@
 ``@pytest.mark.requires("netem", "bird")`` names entries of emulator.kernel.features. The environment variable
 CNILAB_LANE names a file of expected-features/: what the machines of that lane are known to have. There, a test that
 would be skipped for a feature of that file fails instead.
+
+``@pytest.mark.real_kernel`` marks what only a distribution's kernel with all its modules can show. In the lane
+real-kernel (``./cnilab test --real-kernel``) these tests run, come what may. Elsewhere they run where the kernel has
+what they require; otherwise they are left out, and a line at the end says so.
 """
 
 from __future__ import annotations
@@ -17,7 +21,9 @@ from emulator.kernel import capabilities
 
 LANE_FILES = Path(__file__).parent / "expected-features"
 SANDBOX_NEEDS = ("netns", "veth", "ip", "mnexec")
+REAL_KERNEL = "real-kernel"  # the lane
 ANSWERS = pytest.StashKey[dict[str, capabilities.Feature]]()  # this machine's, for what the tests of this run need
+LEFT_OUT = pytest.StashKey[dict[str, list[str]]]()  # tests that need another kernel, and the features that they miss
 
 
 @cache
@@ -48,14 +54,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_runtestloop(session: pytest.Session) -> None:
     # All at once and before the first test: a test with a sandbox runs in a fork, whose answers would be lost.
-    session.stash[ANSWERS] = capabilities.probe_for_use(
-        sorted({name for item in session.items for name in required(item)})
-    )
+    answers = capabilities.probe_for_use(sorted({name for item in session.items for name in required(item)}))
+    session.stash[ANSWERS] = answers
+    if os.environ.get("CNILAB_LANE") == REAL_KERNEL:
+        return
+    left_out: dict[str, list[str]] = {}
+    for item in session.items:
+        missing = [name for name in required(item) if not answers[name].usable]
+        # What the lane is known to have may not be missing: that test fails, like any other.
+        if item.get_closest_marker("real_kernel") and missing and not expected_features() & set(missing):
+            left_out[item.nodeid] = missing
+    session.config.stash[LEFT_OUT] = left_out
+    if left_out:
+        session.config.hook.pytest_deselected(items=[item for item in session.items if item.nodeid in left_out])
+        session.items[:] = [item for item in session.items if item.nodeid not in left_out]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    left_out = config.stash.get(LEFT_OUT, {})
+    if left_out:
+        missing = sorted({name for names in left_out.values() for name in names})
+        tests = "1 test was" if len(left_out) == 1 else f"{len(left_out)} tests were"
+        terminalreporter.write_line(
+            f"{tests} left out: this machine lacks {', '.join(missing)}; run them by: sudo ./cnilab test --real-kernel"
+        )
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("real_kernel") and os.environ.get("CNILAB_LANE") != "real-kernel":
-        pytest.skip("needs a distribution's kernel: CNILAB_LANE=real-kernel")
     answers = item.session.stash[ANSWERS]
     missing = [answers[name] for name in required(item) if not answers[name].usable]
     if not missing:

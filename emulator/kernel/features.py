@@ -214,6 +214,7 @@ KERNEL: tuple[KernelFeature, ...] = (
         "CONFIG_IP_NF_IPTABLES_LEGACY, CONFIG_IP_NF_NAT",
         "clusters of before 2019",
         ("ip_tables", "iptable_nat"),
+        autoload=False,
         without="iptables-nft",
     ),
     KernelFeature(

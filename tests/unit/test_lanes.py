@@ -95,6 +95,57 @@ def test_a_lane_without_a_file_stops_the_run(suite: pytest.Pytester, monkeypatch
     result.stdout.fnmatch_lines(["*no-such-lane.txt*"])
 
 
+@pytest.fixture
+def real_suite(suite: pytest.Pytester) -> pytest.Pytester:
+    """A test that needs a distribution's kernel, and one that any has enough for."""
+    suite.makepyfile(
+        TEST.replace("def test_delay", "@pytest.mark.real_kernel\ndef test_delay") + "def test_other(): ...\n"
+    )
+    (suite.path / "expected-features" / "real-kernel.txt").write_text("veth\nnetem\n")
+    return suite
+
+
+def test_what_needs_a_distributions_kernel_is_left_out_elsewhere_and_a_line_says_so(
+    real_suite: pytest.Pytester,
+) -> None:
+    result = real_suite.runpytest_inprocess()
+
+    result.assert_outcomes(passed=1, deselected=1)
+    result.stdout.fnmatch_lines(
+        ["1 test was left out: this machine lacks netem; run them by: sudo ./cnilab test --real-kernel"]
+    )
+
+
+def test_what_needs_a_distributions_kernel_runs_wherever_the_kernel_has_it(real_suite: pytest.Pytester) -> None:
+    real_suite.makepyfile(
+        "import pytest\n@pytest.mark.real_kernel\n@pytest.mark.requires('veth')\ndef test_it(): ...\n"
+    )
+
+    result = real_suite.runpytest_inprocess()
+
+    result.assert_outcomes(passed=1)
+    result.stdout.no_fnmatch_line("*left out*")
+
+
+def test_what_the_real_kernel_lane_lacks_fails_there(
+    real_suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CNILAB_LANE", "real-kernel")
+
+    result = real_suite.runpytest_inprocess()
+
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*lane real-kernel expects netem, and this machine lacks netem (No such file)*"])
+
+
+def test_a_lane_that_is_known_to_have_a_feature_leaves_out_no_test_for_it(
+    real_suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CNILAB_LANE", "full")
+
+    real_suite.runpytest_inprocess().assert_outcomes(passed=1, errors=1)
+
+
 def test_a_mark_with_a_misspelt_feature_stops_the_run(suite: pytest.Pytester) -> None:
     suite.makepyfile(TEST.replace("netem", "nettem"))
 

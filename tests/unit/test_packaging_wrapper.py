@@ -155,6 +155,29 @@ def test_tests_run_in_the_checkout_after_their_own_packages_are_there(checkout: 
     assert second[0].startswith("python -m pytest")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root installs packages")
+def test_what_the_real_kernel_lane_needs_is_installed_for_it_alone(checkout: Checkout) -> None:
+    (checkout.path / "scripts" / "packages.txt").write_text("none no-such-program real-kernel -\n")
+    checkout.run("test")
+
+    assert checkout.run("test", "-k", "a")[0].startswith("python -m pytest")
+    assert checkout.run("ls") == ["cnilab ls", "status 7"]
+    assert checkout.run("test", "--real-kernel")[0] == "cnilab: installing for tests"
+
+
+def test_the_real_kernel_lane_is_run_in_its_machine_with_the_other_arguments(checkout: Checkout) -> None:
+    (checkout.path / "tools").mkdir()
+    program = checkout.path / "tools" / "vm-run"
+    program.write_text('#!/bin/sh\necho "$CNILAB_LANE" "$@"\nexit 9\n')
+    program.chmod(0o755)
+    checkout.run("test")
+
+    assert checkout.run("test", "-k", "a b", "--real-kernel", "-x") == [
+        f"real-kernel -- {checkout.venv}/bin/python -m pytest -p no:cacheprovider -m real_kernel -k a b -x",
+        "status 9",
+    ]
+
+
 def test_settings_that_would_lead_pip_or_python_elsewhere_are_dropped(checkout: Checkout) -> None:
     (checkout.venv / "bin" / "cnilab").write_text('#!/bin/sh\necho "${PYTHONPATH-none}${PIP_TARGET-none}"\n')
 
