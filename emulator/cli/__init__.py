@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "probe": ("emulator.cli.probe", "Ask whether one place reaches another."),
     "trace": ("emulator.cli.trace", "Send one packet and follow it hop by hop."),
     "capture": ("emulator.cli.capture", "Capture packets at every hop to a pcapng file."),
+    "fault": ("emulator.cli.fault", "Break something in a lab, or mend it."),
     "cni": ("emulator.cli.cni", "Run CHECK, STATUS or GC of the plugins of a conflist."),
     "plan": ("emulator.cli.plan", "Show what a style would do, without doing it (no root, any OS)."),
     "run": ("emulator.cli.run", "Run scenarios under several styles and lay them side by side."),

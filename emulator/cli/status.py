@@ -31,7 +31,9 @@ def command(lab: str | None, verify: bool, as_json: bool) -> None:
     else:
         _show(status)
         if verify:
-            click.echo("the kernel holds exactly the plan" if not differences else "the kernel differs from the plan:")
+            planned = "the plan and its faults" if status.faults else "the plan"
+            verdict = f"differs from {planned}:" if differences else f"holds exactly {planned}"
+            click.echo(f"the kernel {verdict}")
             for line in differences:
                 click.echo(f"  {line}")
     if differences:

@@ -164,7 +164,9 @@ class Applier:
         self.rulesets.remove([item for item in removed if isinstance(item, _RULESETS)], journal.taken)
         self.impairments.remove(_of(removed, Impairment), journal.taken)
         offloads.switch(_of(removed, Offloads), self.wiring.netns, journal.taken, on=True)
-        wired: list[Any] = [item for item in removed if not isinstance(item, _NOT_WIRED)]
+        # Only faults take parameters away again; the namespace, if it dies, takes its own along.
+        self.wiring.restore_sysctls([item for item in _of(removed, Sysctl) if item.ns not in dead], journal.taken)
+        wired: list[Any] = [item for item in removed if not isinstance(item, (*_NOT_WIRED, Sysctl)) or item.ns in dead]
         self.wiring.remove(wired, journal.taken)
 
     def _make(

@@ -302,6 +302,8 @@ class Wiring:
             elif isinstance(new, Link):
                 for ns, request in self._relink(new):
                     links[ns].append(request)
+                for entry in self._forgotten(new):
+                    rest[entry.ns].append(self._ranked(entry, replace=True))
             elif isinstance(new, BridgePort):
                 links[new.ns] += self._port(new, False, hairpin=True)
             elif isinstance(new, PolicyRule) and isinstance(old, PolicyRule):
@@ -354,6 +356,19 @@ class Wiring:
             far = self.indexes(item.peer_ns)[item.peer]
             mtu = item.peer_mtu or item.mtu
             yield item.peer_ns, messages.change_link(item, far, up=True, mtu=mtu, mac=item.peer_mac)
+
+    def _forgotten(self, new: Link) -> list[Neighbour]:
+        """Permanent neighbours of devices whose MAC is set, be it to what it was: the kernel drops them all
+        (neigh_changeaddr)."""
+        changed = {(new.ns, new.name)} if getattr(new, "mac", "") else set()
+        if isinstance(new, Veth) and new.peer_mac:
+            changed.add((new.peer_ns, new.peer))
+        return [
+            item
+            for ns, device in changed
+            for item in self._inventory.held_in(ns)
+            if isinstance(item, Neighbour) and item.device == device
+        ]
 
     def _ranked(self, item: Wired, *, replace: bool) -> tuple[int, Request]:
         rank = _ORDER[type(item)]

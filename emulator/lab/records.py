@@ -9,7 +9,11 @@ import msgspec
 from emulator.cluster.model import Topology
 from emulator.traffic.model import ProbeResult, Protocol
 
-FaultKind = Literal["link-down", "link-up", "node-crash", "node-return", "daemon-kill", "daemon-start"]
+FaultKind = Literal[
+    "link-down", "link-up", "node-crash", "node-return", "daemon-kill", "daemon-start",
+    "mtu", "mac", "sysctl", "filter", "route", "flush",
+]  # fmt: skip
+FaultPlace = Literal["", "device", "port", "input", "output", "forward"]
 
 
 class Boot(msgspec.Struct, frozen=True):
@@ -23,6 +27,33 @@ class Boot(msgspec.Struct, frozen=True):
     objects: tuple[dict[str, Any], ...]
     wire_accurate: bool = False
     allow_missing: bool = False
+
+
+class FaultWish(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Something to break, or to ``mend``: which of the fields speak depends on the kind (``emulator.lab.faults``).
+
+    ``target`` is a machine, or for some kinds a pod; ``device`` its interface, ``daemon`` one of its daemons. ``at``
+    says where: at the device itself or at the switch's port that it is plugged into, or at which hook. ``value`` is an
+    MTU (bytes), a MAC, or a kernel parameter's; ``name`` that of the parameter. ``protocol``, ``port``, ``icmp_type``,
+    ``icmp_code``, ``source`` and ``destination`` choose packets; ``destination`` is a route's, too. ``table`` is the
+    one to flush.
+    """
+
+    kind: FaultKind
+    target: str
+    device: str = ""
+    daemon: str = ""
+    mend: bool = False
+    at: FaultPlace = ""
+    value: str | int = ""
+    name: str = ""
+    protocol: str | int = ""
+    port: int = 0
+    icmp_type: int = -1
+    icmp_code: int = -1
+    source: str = ""
+    destination: str = ""
+    table: str = ""
 
 
 class ProbeRequest(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -17,13 +17,14 @@ import msgspec
 from emulator.cluster.kinds import Kind
 from emulator.cluster.model import Cluster
 from emulator.errors import NotFound, UserError
+from emulator.lab import faults
 from emulator.lab.api import Stream, Verb
 from emulator.lab.machinery import Machinery
 from emulator.lab.names import Place, common_address, resolve
 from emulator.lab.records import (
     CaptureStats,
     Entry,
-    FaultKind,
+    FaultWish,
     LabStatus,
     ProbeAnswer,
     ProbeRequest,
@@ -37,15 +38,6 @@ from emulator.traffic.model import InjectionReport, Probe, StreamReport
 PCAPNG = "application/x-pcapng"
 
 T = TypeVar("T")
-
-
-class Fault(msgspec.Struct, frozen=True):
-    """``target`` is a machine; ``device`` its interface for link faults (default eth0); ``daemon`` for daemon ones."""
-
-    kind: FaultKind
-    target: str
-    device: str = "eth0"
-    daemon: str = ""
 
 
 class StreamWish(msgspec.Struct, frozen=True):
@@ -144,9 +136,7 @@ class Verbs:
             return self._machinery.run_plugins(wish.command, [place.ns for place in places])
 
     def _plan(self) -> Any:
-        if self._runtime.plan is None:
-            raise UserError("the lab has not started yet")
-        return self._runtime.plan
+        return self._runtime.held
 
     def _apply(self, _path: Any, _query: Any, body: Any) -> Any:
         objects = body.get("objects") if isinstance(body, dict) else None
@@ -311,23 +301,32 @@ class Verbs:
         return place.ns
 
     def _fault(self, _path: Any, _query: Any, body: Any) -> None:
-        fault = _typed(body, Fault)
-        place = resolve(self._runtime.current, fault.target)
+        wish = _typed(body, FaultWish)
+        faults.check(wish)
+        if wish.kind in faults.PLANNED:
+            cluster = self._runtime.current
+            if wish.mend:
+                self._runtime.mend(lambda found: faults.mended(wish, cluster, found))
+            else:
+                self._check_up(resolve(cluster, wish.target))
+                self._runtime.strike(faults.planned(wish, cluster))
+            return
+        place = resolve(self._runtime.current, wish.target)
         if place.machine is None:
-            raise UserError(f"{fault.target!r} is not a machine: faults strike nodes, routers and hosts")
+            raise UserError(f"{wish.target!r} is not a machine: faults of this kind strike nodes, routers and hosts")
         name = place.machine.name
-        if fault.kind == "node-crash":
+        if wish.kind == "node-crash":
             self._runtime.crash([name])
-        elif fault.kind == "node-return":
+        elif wish.kind == "node-return":
             self._runtime.revive([name])
-        elif fault.kind in ("link-down", "link-up"):
-            self._runtime.plug(name, fault.device, up=fault.kind == "link-up")
+        elif wish.kind in ("link-down", "link-up"):
+            self._runtime.plug(name, wish.device or faults.DEVICE, up=wish.kind == "link-up")
         else:
             with self._runtime.still():
-                if fault.kind == "daemon-kill":
-                    self._machinery.kill_daemon(place.machine.ns, fault.daemon)
+                if wish.kind == "daemon-kill":
+                    self._machinery.kill_daemon(place.machine.ns, wish.daemon)
                 else:
-                    self._machinery.start_daemon(place.machine.ns, fault.daemon)
+                    self._machinery.start_daemon(place.machine.ns, wish.daemon)
 
     def _bgp(self, _path: Any, query: dict[str, str], _body: Any) -> Any:
         place = self._standing(query)

@@ -13,7 +13,8 @@ from emulator.cluster.shipped import shipped_file, shipped_folder, shipped_names
 from emulator.cluster.strict_yaml import Malformed, documents
 from emulator.cluster.validation import faults_of_label_name
 from emulator.errors import NotFound, Problem, ScenarioError
-from emulator.scenario.model import Scenario, Step
+from emulator.lab.faults import problems
+from emulator.scenario.model import Fault, Scenario, Step, fault_wishes
 from emulator.scenario.route_words import fault_of_route
 
 SUFFIX = ".yaml"
@@ -131,6 +132,9 @@ def _problems(scenario: Scenario, path: str) -> Iterator[Problem]:
                 yield Problem(path, scenario.name, f"{where}.{kinds[0]}.port", "must be between 1 and 65535, inclusive")
             if not 0 <= request.size <= 1_000_000:
                 yield Problem(path, scenario.name, f"{where}.{kinds[0]}.size", "must be between 0 and 1000000 bytes")
+        if step.fault:
+            for field, reason in dict.fromkeys(_fault_problems(step.fault)):
+                yield Problem(path, scenario.name, f"{where}.fault.{field}", reason)
         if step.flow and not 1 <= step.flow.count <= 10_000:
             yield Problem(path, scenario.name, f"{where}.flow.count", "must be between 1 and 10000")
         if step.routes:
@@ -148,6 +152,14 @@ def _problems(scenario: Scenario, path: str) -> Iterator[Problem]:
                 parse(step.send.packet, path, f"{scenario.name} {where}.send.packet")
             except ScenarioError as error:
                 yield from error.problems
+
+
+def _fault_problems(fault: Fault) -> Iterator[tuple[str, str]]:
+    """Of a fault as it is under each style that it speaks of: the field as the file spells it, and the reason."""
+    for wish in fault_wishes(fault).values():
+        for field, reason in problems(wish) if wish is not None else ():
+            head, *rest = field.split("_")
+            yield head + "".join(part.capitalize() for part in rest), reason
 
 
 def walk(steps: list[Step], where: str = "steps") -> Iterator[tuple[str, Step]]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from emulator.lab.records import FaultKind
+from emulator.lab.records import FaultKind, FaultPlace, FaultWish
 from emulator.traffic.model import Protocol
 
 PerStyleText = str | dict[str, str]
@@ -93,12 +93,25 @@ class Stream(_Request, frozen=True, kw_only=True):
 
 
 class Fault(_Strict, frozen=True):
-    """Something breaks, or is mended; see ``Lab.fault``."""
+    """Something breaks, or is mended; which fields a kind has, and what they mean, is told by
+    ``emulator.lab.faults``. ``device``, ``value``, ``port`` and ``table`` may differ by style; where a mapping does not
+    speak of a style, nothing breaks under it."""
 
     kind: FaultKind
     target: str
-    device: str = "eth0"
+    device: PerStyleText = ""
     daemon: str = ""
+    mend: bool = False
+    at: FaultPlace = ""
+    value: str | int | dict[str, str | int] = ""
+    name: str = ""
+    protocol: str | int = ""
+    port: int | dict[str, int] = 0
+    icmp_type: int = -1
+    icmp_code: int = -1
+    source: str = ""
+    destination: str = ""
+    table: PerStyleText = ""
 
 
 class Churn(_Strict, frozen=True):
@@ -230,6 +243,19 @@ class Scenario(_Strict, frozen=True, kw_only=True):
     styles: list[str] = []
     wire_accurate: bool = True
     seed: int = 1
+
+
+def fault_wishes(fault: Fault) -> dict[str, FaultWish | None]:
+    """The fault as it is under each style that it names, and under the others (``default``); None: it is none there."""
+    given = msgspec.structs.asdict(fault)
+    styles = {style for value in given.values() if isinstance(value, dict) for style in value}
+    return {style: fault_wish(fault, style) for style in (*sorted(styles - {"default"}), "default")}
+
+
+def fault_wish(fault: Fault, style: str) -> FaultWish | None:
+    """The fault as it is under ``style``; None: it is none there."""
+    chosen = {name: for_style(value, style) for name, value in msgspec.structs.asdict(fault).items()}
+    return None if None in chosen.values() else FaultWish(**chosen)
 
 
 def for_style(value: Any, style: str) -> Any:

@@ -18,6 +18,7 @@ from emulator.cni.style import Style
 from emulator.cni.styles import load_style
 from emulator.errors import InputError, NotFound, Problem, ScenarioError, TopologyError, Unsupported, UserError
 from emulator.kernel.capabilities import require
+from emulator.lab.faults import PLANNED
 from emulator.lab.names import Place, common_address, resolve
 from emulator.lab.store import ref_of
 from emulator.scenario.load import Loaded, walk
@@ -118,8 +119,9 @@ def _faults(where: str, step: Step, clusters: list[Cluster]) -> Iterator[tuple[s
         found = _found(wish.target, clusters)
         if isinstance(found, str):
             yield f"{where}.{kind}.target", found
-        elif kind == "fault" and found.machine is None:
-            yield f"{where}.fault.target", f"{wish.target!r} is not a machine: faults strike nodes, routers and hosts"
+        elif kind == "fault" and found.machine is None and wish.kind not in PLANNED:
+            reason = f"{wish.target!r} is not a machine: faults of this kind strike nodes, routers and hosts"
+            yield f"{where}.fault.target", reason
         elif kind == "churn" and found.pod is None:
             yield f"{where}.churn.target", f"{wish.target!r} is not a pod"
 

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from emulator.capture.model import Event, Journey
 from emulator.cluster.model import Cluster
 from emulator.cni.styles import style_key
@@ -26,7 +28,7 @@ from emulator.scenario.expect import flow_checks, fragments, longest_outage, str
 from emulator.scenario.hooks import passes
 from emulator.scenario.load import Loaded
 from emulator.scenario.looks import look_at_routes, look_at_session
-from emulator.scenario.model import Churn, Flow, Replay, Send, Step, Stream, Wait
+from emulator.scenario.model import Churn, Flow, Replay, Send, Step, Stream, Wait, fault_wish
 from emulator.scenario.preflight import preflight
 from emulator.traffic.model import InjectionReport, ProbeResult, StreamReport
 
@@ -134,8 +136,9 @@ class _Runner:
                 namespace, slash, rest = name.partition("/")
                 self._lab.delete(kind, rest if slash else name, namespace if slash else "default")
         elif step.fault is not None:
-            fault = step.fault
-            self._lab.fault(fault.kind, fault.target, device=fault.device, daemon=fault.daemon)
+            wish = fault_wish(step.fault, self._style)
+            if wish is not None:
+                self._lab.fault(**msgspec.structs.asdict(wish))
         elif step.churn is not None:
             self._churn(step.churn)
 

@@ -383,7 +383,7 @@ def test_crashed_node_is_not_ready_and_returns_whole(lab: Lab) -> None:
 )
 def test_fault_that_cannot_be_is_refused(lab: Lab, kind: str, target: str, error: type[Exception]) -> None:
     with pytest.raises(error):
-        lab.fault(kind, target, daemon="nonesuch")
+        lab.fault(kind, target, **({"daemon": "nonesuch"} if kind == "daemon-kill" else {}))
     assert lab.status().faults == ()
 
 
