@@ -19,6 +19,7 @@ from emulator.cluster.kinds import INITIAL_NAMESPACES
 from emulator.cluster.model import Cluster, Machine, Node, Pod, Topology
 from emulator.cluster.podspec import Meta, PodSpec, containers
 from emulator.cluster.scheduling import Scheduler, matches_node
+from emulator.cluster.service_cluster import with_services
 from emulator.cluster.validation import LABEL_MAX
 from emulator.cluster.workloads import GENERATED_MAX, WORKLOADS, Wanted, safe_hash, wanted_pods
 from emulator.errors import ManifestError, Problem
@@ -31,6 +32,7 @@ def assemble(
     previous: Cluster | None = None,
     *,
     gone: Iterable[str] = (),
+    down: Iterable[str] = (),
 ) -> Cluster:
     """The cluster that ``topology`` and ``objects`` (as ``load_manifests`` returns them) describe.
 
@@ -38,11 +40,12 @@ def assemble(
     with the same ``ipam``, pods are kept as far as they are still wanted. ``gone`` are the keys
     (``namespace/name``) of pods that were deleted or died: their owners replace them, a ReplicaSet or
     DaemonSet under a new name, everything else under the same one, and always with newly allocated
-    addresses.
+    addresses. ``down`` are the nodes that are not ready: their pods are no endpoints.
 
-    Raises ManifestError for a pod that fits no node, AddressesExhausted when a range is full.
+    Raises ManifestError for a pod that fits no node and for a Service that the API server would refuse,
+    AddressesExhausted when a range is full.
     """
-    return _Assembly(topology, objects, ipam, previous, frozenset(gone)).run()
+    return _Assembly(topology, objects, ipam, previous, frozenset(gone), frozenset(down)).run()
 
 
 class _Assembly:
@@ -55,11 +58,13 @@ class _Assembly:
         ipam: Ipam,
         previous: Cluster | None,
         gone: frozenset[str],
+        down: frozenset[str],
     ) -> None:
         self.topology = topology
         self.objects = objects
         self.ipam = ipam
         self.previous = previous
+        self.down = down
         self.namespaces = _namespaces(objects)
         self.nodes = _nodes(topology, objects, ipam, previous)
         self.made = dict(previous.made) if previous is not None else {}
@@ -100,7 +105,7 @@ class _Assembly:
             spec = one.template.spec or PodSpec()
             pods.append(self._pod(one, name, scheduler.place(one.namespace, name, spec, bound_to)))
         owners = {one.key for one in wanted}
-        return Cluster(
+        cluster = Cluster(
             topology=self.topology,
             nodes=tuple(self._with_ranges(node) for node in self.nodes),
             pods=tuple(pods),
@@ -108,6 +113,7 @@ class _Assembly:
             objects=tuple(thing for thing in self.objects if thing.get("kind") not in (*WORKLOADS, "Namespace")),
             made={owner: count for owner, count in self.made.items() if owner in owners},
         )
+        return with_services(cluster, self.previous, down=self.down)
 
     def _slots(self, one: Wanted, taken: set[str]) -> list[tuple[str, str, Pod | None]]:
         """Each pod that ``one`` wants: its name, the node that it is bound to, its record of before if that fits."""
@@ -206,6 +212,7 @@ def _record(one: Wanted, name: str, node: str, addresses: tuple[str, ...], incar
         subdomain=spec.subdomain or "",
         restart_policy=spec.restart_policy or "Always",
         incarnation=incarnation,
+        named_host=bool(spec.hostname) or one.owner.startswith("StatefulSet/"),
     )
 
 

@@ -7,7 +7,7 @@ have their defaults, nulls in labels and annotations are empty strings.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from emulator.cluster.decode import Fault
 from emulator.cluster.kinds import INITIAL_NAMESPACES, Kind, kind_of
 from emulator.cluster.manifest_files import Given, expanded, parse_manifests, read_manifests
 from emulator.cluster.schema import KindEntry, field_faults, kubernetes_release, upstream_kind
+from emulator.cluster.service_rules import service_faults
 from emulator.cluster.workload_rules import annotation_faults, label_faults, workload_faults
 from emulator.cluster.workloads import GENERATED_MAX, WORKLOADS, safe_hash
 from emulator.errors import ManifestError, Problem
@@ -115,7 +116,7 @@ def _checked(given: Iterable[Given], problems: list[Problem], namespaces: Iterab
         _name_if_generated(thing, len(objects))
         subject = _subject(thing, kind, entry)
         faults = field_faults(thing, entry) if entry is not None else []
-        faults = faults or [*_metadata_faults(thing, kind), *(workload_faults(thing) if entry is not None else ())]
+        faults = faults or [*_metadata_faults(thing, kind), *(_rule_faults(thing) if entry is not None else ())]
         if entry is None and kind.kind in (*WORKLOADS, "Namespace"):
             faults.append(("apiVersion", f'no matches for kind "{kind.kind}" in version "{thing["apiVersion"]}"'))
         problems += [Problem(one.source, subject, path, reason) for path, reason in faults]
@@ -140,6 +141,11 @@ def _checked(given: Iterable[Given], problems: list[Problem], namespaces: Iterab
     if problems:
         raise ManifestError(problems)
     return Loaded(objects, list(notices))
+
+
+def _rule_faults(thing: Object) -> Iterator[Fault]:
+    yield from workload_faults(thing)
+    yield from service_faults(thing)
 
 
 def _well_formed(one: Given, problems: list[Problem]) -> Object | None:

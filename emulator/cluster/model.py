@@ -206,7 +206,9 @@ class Pod(msgspec.Struct, frozen=True, omit_defaults=True):
     ``owner`` is ``ReplicaSet/web-6d4b75cb6d``, ``StatefulSet/db``, ``DaemonSet/agent``, ``Topology`` for pods of
     a topology's ``pods: N``, and empty for a Pod that was given as such. ``hostname`` is what the pod calls itself.
     ``incarnation`` counts the pods of this name that it has replaced. A ``terminating`` pod was deleted and has not
-    ended yet: it has its address and serves, but its owner has replaced it already.
+    ended yet: it has its address and serves, but its owner has replaced it already. ``ready`` is its condition Ready,
+    which a terminating pod keeps. ``named_host``: its author named the host, so that it has a name in the Service of
+    its ``subdomain``.
     """
 
     namespace: str
@@ -225,6 +227,7 @@ class Pod(msgspec.Struct, frozen=True, omit_defaults=True):
     incarnation: int = 0
     ready: bool = True
     terminating: bool = False
+    named_host: bool = False
 
     @property
     def key(self) -> str:
@@ -285,7 +288,8 @@ class Cluster(msgspec.Struct, frozen=True):
     ``objects`` are the Kubernetes objects of all other kinds, as given (``kind``, ``metadata``, ``spec``),
     for those who consume them; ``namespaces`` maps each namespace to its labels. ``made`` counts the pods that
     each ReplicaSet and DaemonSet (``namespace/Kind/name``) has named so far, so that a replacement gets a new name.
-    ``services`` are the Services with all that is allocated to them, ``slices`` their endpoints.
+    ``services`` are the Services with all that is allocated to them, ``slices`` their endpoints;
+    ``not_ready_nodes`` those whose pods are no endpoints, because they are down.
     """
 
     topology: Topology
@@ -296,6 +300,7 @@ class Cluster(msgspec.Struct, frozen=True):
     made: dict[str, int] = {}
     services: tuple[Service, ...] = ()
     slices: tuple[EndpointSlice, ...] = ()
+    not_ready_nodes: frozenset[str] = frozenset()
 
     def node(self, name: str) -> Node:
         """The node of that name; KeyError if there is none."""

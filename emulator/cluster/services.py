@@ -14,6 +14,7 @@ import msgspec
 TransportProtocol = Literal["TCP", "UDP", "SCTP"]
 ServiceType = Literal["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"]
 TrafficPolicy = Literal["Cluster", "Local"]
+FamilyPolicy = Literal["", "SingleStack", "PreferDualStack", "RequireDualStack"]
 TrafficDistribution = Literal["", "PreferClose", "PreferSameZone", "PreferSameNode"]
 
 NONE = "None"  # the clusterIP of a headless Service
@@ -50,7 +51,7 @@ class Service(msgspec.Struct, frozen=True, omit_defaults=True):
     ``affinity`` is the seconds for which a client keeps its endpoint (sessionAffinity ClientIP), 0 without affinity.
     ``load_balancer`` holds the addresses in the status, given by whatever implements type LoadBalancer.
     ``health_port`` is the healthCheckNodePort, 0 without one. ``selects`` is false for a Service without selector,
-    whose EndpointSlices are the user's.
+    whose EndpointSlices are the user's. ``load_balancer_ip`` is the address that its author would like to have.
     """
 
     namespace: str
@@ -75,11 +76,20 @@ class Service(msgspec.Struct, frozen=True, omit_defaults=True):
     external_name: str = ""
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
+    family_policy: FamilyPolicy = "SingleStack"
+    allocate_node_ports: bool = True
+    load_balancer_ip: str = ""
 
     @property
     def key(self) -> str:
         """``namespace/name``."""
         return f"{self.namespace}/{self.name}"
+
+    @property
+    def allocated_ports(self) -> tuple[int, ...]:
+        """Its numbers in the range of node ports, the health check's included."""
+        numbers = (*(port.node_port for port in self.ports), self.health_port)
+        return tuple(number for number in numbers if number)
 
 
 class EndpointPort(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -88,6 +98,7 @@ class EndpointPort(msgspec.Struct, frozen=True, omit_defaults=True):
     name: str
     protocol: TransportProtocol
     port: int
+    app_protocol: str = ""
 
 
 class Endpoint(msgspec.Struct, frozen=True, omit_defaults=True):
