@@ -69,6 +69,10 @@ def _verdict(hops: Sequence[Hop], index: Index, target_ns: str) -> str:
     route = machine.best(last.packet.target)
     if isinstance(route, Route) and route.type != "unicast":
         return f"{ending}: {describe(route)}: {route.why}"
+    missed = machine.best_but_learned(last.packet.target)
+    if missed is not None and missed != route and missed.type != "unicast":
+        # Had the learned route been there, the packet would have been seen to leave by it.
+        return f"{ending}: {describe(missed)}: {missed.why}; the longer route to {last.packet.target} is missing"
     if last.packet.ttl == 1 and last.packet.target not in machine.addresses:
         return f"{ending}: its TTL was used up"
     culprit = _dropper(last, machine)

@@ -100,6 +100,15 @@ class Planned:
             self._best[address] = self._longest(address)
         return self._best[address]
 
+    def best_but_learned(self, address: str) -> Route | None:
+        """The longest match of the main table if routing daemons had not brought the longer ones that lead elsewhere."""
+        absent: set[Route] = set()
+        item = self.best(address)
+        while isinstance(item, Route) and item.learned and item.type == "unicast":
+            absent.add(item)
+            item = self._longest(address, MAIN_TABLE, absent)
+        return item if isinstance(item, Route) else None
+
     def way(
         self, packet: Packet, source: str, entered: str, device: str, absent: Set[Route] = frozenset()
     ) -> Way | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from emulator.cluster.ipam import AttachesInterfaces, ConfiguredIpam, Ipam
+from emulator.cluster.ipam import AttachesInterfaces, ConfiguredIpam, Ipam, TakesRequests
 from emulator.cluster.kinds import INITIAL_NAMESPACES
 from emulator.cluster.model import Cluster, Machine, Node, Pod, Topology
 from emulator.cluster.podspec import Meta, PodSpec, containers
@@ -169,6 +169,8 @@ class _Assembly:
     def _pod(self, one: Wanted, name: str, node: Node) -> Pod:
         host_network = bool(one.template.spec and one.template.spec.host_network)
         key = f"{one.namespace}/{name}"
+        if not host_network and isinstance(self.ipam, TakesRequests):
+            self.ipam.request(key, (one.template.metadata or Meta()).annotations or {})
         addresses = node.addresses if host_network else self.ipam.allocate(node.name, key)
         replaced = self.before.get(key)
         return _record(one, name, node.name, addresses, replaced.incarnation + 1 if replaced is not None else 0)

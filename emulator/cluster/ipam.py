@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from emulator.cluster.validation import Network, invalid, parse_cidr
+from emulator.cluster.validation import IPAddress, Network, invalid, parse_cidr
 from emulator.errors import AddressesExhausted, Problem, TopologyError
 
 if TYPE_CHECKING:
@@ -48,6 +49,16 @@ class ConfiguredIpam(Ipam, Protocol):
 
     def tunnels(self, node: str) -> dict[str, str]:
         """The addresses that tunnel devices of ``node`` have been given, by device."""
+        ...
+
+
+@runtime_checkable
+class TakesRequests(Protocol):
+    """An address manager that pods may ask for certain addresses, by annotations (Calico's ``ipAddrs``)."""
+
+    def request(self, owner: str, annotations: Mapping[str, str]) -> None:
+        """Take what the annotations of ``owner``, a pod about to be made, ask for: it holds for the next ``allocate``,
+        until ``release``. Raises ManifestError."""
         ...
 
 
@@ -272,6 +283,48 @@ class Blocks:
         self._leases[owner] = _Lease(node, tuple(addresses), tuple(places))
         return tuple(addresses)
 
+    def assign(self, node: str, owner: str, addresses: Sequence[str]) -> tuple[str, ...]:
+        """These very addresses, whosever block they are of; the node claims a block that nobody has.
+
+        Raises ValueError with a reason, and then nothing was taken (libcalico-go/lib/ipam/ipam.go, AssignIP).
+        """
+        lease = self._leases.get(owner)
+        if lease is not None and (lease.node, lease.addresses) == (node, tuple(addresses)):
+            return lease.addresses
+        self.release(owner)
+        before = [list(blocks) for blocks in self._blocks]
+        try:
+            places = [self._place(node, ip_address(address)) for address in addresses]
+        except ValueError:
+            self._blocks = before  # no block is claimed for half a wish
+            raise
+        for pool, number, offset in places:
+            self._blocks[pool][number].free.remove(offset)
+        self._leases[owner] = _Lease(node, tuple(addresses), tuple(places))
+        return tuple(addresses)
+
+    def _place(self, node: str, address: IPAddress) -> tuple[int, int, int]:
+        """Where a free address is: pool, number of the block, offset."""
+        for pool, network in enumerate(self._networks):
+            if network.version == address.version and address in network and self._pools[pool].nodes != frozenset():
+                break
+        else:
+            raise ValueError("is in no IP pool that is in use")
+        prefix = self._pools[pool].prefix
+        block = ip_network(f"{address}/{prefix}", strict=False)
+        held = next((n for n, each in enumerate(self._blocks[pool]) if each.network == block), None)
+        if held is None:
+            self._blocks[pool].append(_Block(block, node, list(range(block.num_addresses))))
+            held = len(self._blocks[pool]) - 1
+        found = self._blocks[pool][held]
+        if found.node != node and self._strict:
+            raise ValueError(f"is of {block}, a block of {found.node} (strict affinity)")
+        offset = int(address) - int(block.network_address)
+        if offset not in found.free:
+            user = next(name for name, each in self._leases.items() if (pool, held, offset) in each.places)
+            raise ValueError(f"is in use by {user}")
+        return pool, held, offset
+
     def release(self, owner: str) -> None:
         """Give the addresses of ``owner`` back; the node keeps its blocks."""
         lease = self._leases.pop(owner, None)
@@ -352,7 +405,12 @@ class Blocks:
         if number >= 1 << (prefix - network.prefixlen):
             return False
         size = 1 << (network.max_prefixlen - prefix)
-        self._blocks[pool].append(_Block(_nth_subnet(network, prefix, number), node, list(range(size))))
+        block = _nth_subnet(network, prefix, number)
+        taken = {each.network for each in self._blocks[pool]}
+        if block in taken:  # a pod had asked for an address of it
+            everywhere = range(1 << (prefix - network.prefixlen))
+            block = next(one for n in everywhere if (one := _nth_subnet(network, prefix, n)) not in taken)
+        self._blocks[pool].append(_Block(block, node, list(range(size))))
         return True
 
 

@@ -7,6 +7,7 @@ from collections.abc import Collection
 import msgspec
 
 from emulator.cluster.model import Cluster
+from emulator.plan.addressing import host_prefix
 from emulator.plan.diff import sysctl_device
 from emulator.plan.model import UNDERLAY, AnyObject, Plan, Route, Sysctl, Veth
 
@@ -44,6 +45,8 @@ def learned_routes(
     if to is None:
         return found
     ranges = {cidr for node in cluster.nodes if node.name in to for cidr in node.pod_ranges}
+    # An address of another node's block is announced by itself.
+    ranges |= {host_prefix(address) for pod in cluster.pods if pod.node in to for address in pod.addresses}
     return [item for item in found if item.destination in ranges]
 
 

@@ -197,6 +197,23 @@ def test_a_learned_route_is_named_only_if_its_gateway_got_the_frame(receiver: st
     assert [text[: len(route)] for text in subjects(journey, 1)[:1]] == ([route] if route else [])
 
 
+def test_a_blackhole_beneath_a_learned_route_that_is_away_is_named() -> None:
+    """A borrowed address that its node does not announce: the owner of its block drops it."""
+    topology, calico = load_topology("three-nodes"), load_style("calico")
+    vm = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "vm", "annotations": {"cni.projectcalico.org/ipAddrs": '["10.244.0.9"]'}},
+        "spec": {"nodeName": "n3", "containers": [{"name": "web", "image": "web"}]},
+    }
+    cluster = assemble(topology, [vm], calico.ipam(topology))
+    plan = build(cluster, calico)
+    (journey,) = follow([event(0, "node/n1", "eth0", "in", datagram("10.244.0.64", "10.244.0.9", 63))]).journeys
+    told = verdict(journey, plan, "pod/default/vm")
+    assert told.startswith("last seen at node/n1 eth0 (in): route blackhole 10.244.0.0/26")
+    assert told.endswith("the longer route to 10.244.0.9 is missing")
+
+
 def test_calicos_gateway_answer_is_proxy_arp() -> None:
     style = "calico"
     a = pod(style, "n1")

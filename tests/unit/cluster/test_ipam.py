@@ -180,3 +180,64 @@ def test_no_address_belongs_to_two_owners_and_a_copy_is_independent(
         before.release(owner)  # does not reach the copy
     every = [address for addresses in held.values() for address in addresses]
     assert len(set(every)) == len(every)
+
+
+# Addresses that pods ask for
+
+
+def blocks(**options: bool) -> Blocks:
+    made = Blocks(["10.244.0.0/24"], **options)
+    for node in ("n1", "n2", "n3"):
+        made.add_node(node)
+    return made
+
+
+def test_an_address_that_is_asked_for_is_given_wherever_the_pod_runs() -> None:
+    made = blocks()
+    assert made.assign("n3", "default/vm", ["10.244.0.9"]) == ("10.244.0.9",)
+    assert made.ranges("n3") == ("10.244.0.128/26",)  # the block stays with n1
+    assert "10.244.0.9" not in {made.allocate("n1", f"default/p{number}")[0] for number in range(63)}
+
+
+def test_a_block_that_nobody_has_is_claimed_and_left_out_later() -> None:
+    made = Blocks(["10.244.0.0/24"])
+    made.add_node("n1")
+    made.assign("n1", "default/vm", ["10.244.0.70"])
+    assert made.ranges("n1") == ("10.244.0.0/26", "10.244.0.64/26")
+    made.add_node("n2")
+    made.add_node("n3")
+    assert (made.ranges("n2"), made.ranges("n3")) == (("10.244.0.128/26",), ("10.244.0.192/26",))
+
+
+def test_a_block_out_of_order_does_not_come_twice() -> None:
+    made = Blocks(["10.244.0.0/24"])
+    made.add_node("n1")
+    made.assign("n1", "default/vm", ["10.244.0.140"])
+    made.add_node("n2")
+    made.add_node("n3")
+    ranges = [cidr for node in ("n1", "n2", "n3") for cidr in made.ranges(node)]
+    assert sorted(ranges) == ["10.244.0.0/26", "10.244.0.128/26", "10.244.0.192/26", "10.244.0.64/26"]
+
+
+@pytest.mark.parametrize(
+    ("address", "strict", "reason"),
+    [
+        ("10.245.0.1", False, "is in no IP pool"),
+        ("10.244.0.0", False, "is in use by default/a"),
+        ("10.244.0.9", True, "is of 10.244.0.0/26, a block of n1"),
+    ],
+)
+def test_what_cannot_be_given_is_told_and_nothing_is_taken(address: str, strict: bool, reason: str) -> None:
+    made = blocks(strict=strict)
+    made.allocate("n1", "default/a")
+    with pytest.raises(ValueError, match=reason):
+        made.assign("n3", "default/vm", ["10.244.0.200", address])
+    assert made.ranges("n3") == ("10.244.0.128/26",)
+    assert made.allocate("n1", "default/a") == ("10.244.0.0",)
+
+
+def test_a_given_back_address_can_be_asked_for_again() -> None:
+    made = blocks()
+    made.assign("n1", "default/vm", ["10.244.0.9"])
+    made.release("default/vm")
+    assert made.copy().assign("n3", "default/vm", ["10.244.0.9"]) == ("10.244.0.9",)

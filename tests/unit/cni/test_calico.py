@@ -10,7 +10,7 @@ import pytest
 
 from emulator.cluster.model import Pod
 from emulator.cni.calico_pods import host_device
-from emulator.errors import UserError
+from emulator.errors import ManifestError, UserError
 from emulator.plan.build import build
 from emulator.plan.diff import diff
 from emulator.plan.model import Address, Bridge, Daemon, File, IpSet, IptablesRules, Route, Sysctl, Veth
@@ -148,3 +148,45 @@ def test_the_plugin_list_is_that_of_calico_yaml(planned: Any) -> None:
         "k8s-pod-network",
         ["calico", "portmap", "bandwidth"],
     )
+
+
+# Addresses that pods ask for by annotation
+
+
+def asking(text: str, node: str = "n3", name: str = "vm", key: str = "ipAddrs") -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "annotations": {f"cni.projectcalico.org/{key}": text}},
+        "spec": {"nodeName": node, "containers": [{"name": "web", "image": "web"}]},
+    }
+
+
+def test_an_address_of_another_nodes_block_is_announced_as_a_32(planned: Any) -> None:
+    made = planned("calico", objects=[asking('["10.244.0.9"]')])
+    (pod,) = [pod for pod in made.cluster.pods if pod.name == "vm"]
+    assert (pod.node, pod.addresses) == ("n3", ("10.244.0.9",))
+    for node in ("node/n1", "node/n2"):
+        route = made.one(Route, node, destination="10.244.0.9/32")
+        assert (route.via, route.learned) == ("192.168.50.13", True)
+
+
+@pytest.mark.parametrize(
+    ("objects", "reason"),
+    [
+        ([asking("10.244.0.9")], "must be a JSON list of addresses"),
+        ([asking("[]")], "must be a JSON list of addresses"),
+        ([asking('["here"]')], "must hold valid IP addresses"),
+        ([asking('["10.244.0.9", "10.244.0.10"]')], "holds more than one address of a family"),
+        ([asking('["10.99.0.9"]')], "is in no IP pool that is in use"),
+        ([asking('["10.244.0.9"]'), asking('["10.244.0.9"]', "n1", "vm2")], "is in use by default/vm"),
+        ([asking('["10.244.0.9"]', key="ipAddrsNoIpam")], "not emulated: addresses outside of Calico's IPAM"),
+    ],
+)
+def test_an_address_that_cannot_be_had_is_refused(planned: Any, objects: list[Any], reason: str) -> None:
+    with pytest.raises(ManifestError) as caught:
+        planned("calico", objects=objects)
+    (problem,) = caught.value.problems
+    assert problem.subject.startswith("Pod default/vm")
+    assert problem.path.startswith("metadata.annotations[cni.projectcalico.org/ipAddrs")
+    assert reason in problem.reason
