@@ -32,6 +32,7 @@ from emulator.plan.model import (
     IpSet,
     IptablesRules,
     Namespace,
+    NftRules,
     NftTable,
     Offloads,
     Route,
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str], None]
 T = TypeVar("T")
 
-_RULESETS = (IptablesRules, NftTable, IpSet)
+_RULESETS = (IptablesRules, NftTable, NftRules, IpSet)
 _NOT_WIRED = (*_RULESETS, Offloads, Impairment, File, Daemon, CniAttachment, WireguardPeer)
 
 

@@ -12,6 +12,7 @@ import socket
 import struct
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
+from errno import ENOENT
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -25,7 +26,7 @@ from emulator.kernel.messages import (
     SCOPES,
     TYPES,
 )
-from emulator.kernel.namespaces import read_sysctl
+from emulator.kernel.namespaces import is_off_anyway, read_sysctl
 from emulator.kernel.netlink import Channel, attributes
 from emulator.kernel.node_files import read_file
 from emulator.kernel.offloads import OPTIONAL, read_offloads
@@ -44,6 +45,7 @@ from emulator.plan.model import (
     IpSet,
     IptablesRules,
     Neighbour,
+    NftRules,
     NftTable,
     Offloads,
     Plan,
@@ -154,7 +156,7 @@ def differences(plan: Plan, applier: Applier) -> list[str]:
     found += applier.wireguards.differences(_of(plan, Wireguard), _of(plan, WireguardPeer))
     found += applier.impairments.differences(_of(plan, Impairment))
     found += attachments.differences() if attachments is not None else []
-    kinds = (IptablesRules, NftTable, IpSet)
+    kinds = (IptablesRules, NftTable, NftRules, IpSet)
     rules = {ns: [item for item in items if isinstance(item, kinds)] for ns, items in grouped.items()}
     return found + rules_readback.differences({ns: items for ns, items in rules.items() if items}, applier.rulesets)
 
@@ -542,7 +544,8 @@ def _by_hand(ns: str, items: Sequence[AnyObject], netns: str | int) -> list[str]
                 try:
                     value = " ".join(read_sysctl(item.name).split())
                 except OSError as error:
-                    value = os.strerror(error.errno or 0)
+                    off = error.errno == ENOENT and is_off_anyway(item.name, item.value)
+                    value = item.value if off else os.strerror(error.errno or 0)
                 if value != " ".join(item.value.split()):
                     found.append(f"{ns}: {describe(item)}: the kernel has {value}")
             elif isinstance(item, Offloads):

@@ -11,13 +11,15 @@ import os
 import re
 import subprocess
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from emulator.kernel import nft_listing
 from emulator.kernel.namespaces import in_parallel
+from emulator.kernel.nft_rules import listing
 from emulator.kernel.rulesets import PATH, Ruleset, Rulesets
 from emulator.kernel.syscalls import CLONE_NEWNET, unshare
-from emulator.plan.model import IptablesRules
+from emulator.plan.model import IptablesRules, NftRules
 
 OURS = "cnilab_"  # tables of the hook meter and of lossy links: measuring, not planned
 # What iptables-nft keeps in nftables; compared as iptables rules.
@@ -43,11 +45,17 @@ def differences(planned: Mapping[str, Sequence[Ruleset]], rulesets: Rulesets) ->
     def visit(ns: str) -> Callable[[], list[str]]:
         def body() -> list[str]:
             rulesets.enter(ns)
-            there = read_loaded(rulesets.backend)
+            in_parts = [item for item in planned[ns] if isinstance(item, NftRules)]
+            others = [item for item in planned[ns] if not isinstance(item, NftRules)]
+            skipped = {f"{item.family} {item.name}" for item in in_parts}
+            there = read_loaded(rulesets.backend, skipped)
+            tables = [(item, nft_listing.parse(listing(item))) for item in in_parts]
             unshare(CLONE_NEWNET)  # this thread ends with the function, and the namespace with it
-            rulesets.load_here(planned[ns])
-            wanted = read_loaded(rulesets.backend)
-            return [f"{ns}: {line}" for line in _compare(wanted, there, planned[ns])]
+            rulesets.load_here(others)
+            lines = _compare(read_loaded(rulesets.backend), there, others)
+            for item, printed in tables:
+                lines += _compare_parts(item, printed, rulesets)
+            return [f"{ns}: {line}" for line in lines]
 
         return body
 
@@ -55,6 +63,16 @@ def differences(planned: Mapping[str, Sequence[Ruleset]], rulesets: Rulesets) ->
     for ns, result in in_parallel({ns: visit(ns) for ns in planned}, os.cpu_count() or 1).items():
         found += [f"{ns}: rules cannot be read: {result}"] if isinstance(result, Exception) else result
     return found
+
+
+def _compare_parts(item: NftRules, there: nft_listing.Listing, rulesets: Rulesets) -> list[str]:
+    """A table in parts; what is not printed as it was given is loaded into the namespace of this thread."""
+    odd = nft_listing.suspects(item, there)
+    if odd is None:
+        return []
+    rulesets.load_here([odd])
+    found = nft_listing.differences(item, there, nft_listing.parse(listing(odd)))
+    return [f"table {item.family} {item.name}: {line}" for line in found]
 
 
 def _compare(wanted: Loaded, there: Loaded, planned: Sequence[Ruleset]) -> list[str]:
@@ -85,14 +103,15 @@ def _as_sets(name: str, wanted: Sequence[str], there: Sequence[str]) -> list[str
     return missing + [f"chain {name}: rule is not planned: {rule}" for rule in there if rule not in wanted]
 
 
-def read_loaded(backend: str) -> Loaded:
-    """What is loaded in the namespace that this thread is in; iptables rules of the back end in use (empty: none)."""
+def read_loaded(backend: str, skipped: Collection[str] = ()) -> Loaded:
+    """What is loaded in the namespace that this thread is in, but for the nft tables ``skipped``; iptables rules of the
+    back end in use (empty: none)."""
     state = Loaded()
     flavour = "legacy" if backend == "legacy" else "nft"
     for family, tool in (("ip", "iptables"), ("ip6", "ip6tables")):
         if backend:
             _read_iptables(state, family, _print(f"{tool}-{flavour}-save"))
-    _read_nft(state)
+    _read_nft(state, skipped)
     members: defaultdict[str, list[str]] = defaultdict(list)
     kinds: dict[str, str] = {}
     for line in _print("ipset", "save").splitlines():
@@ -120,11 +139,11 @@ def _read_iptables(state: Loaded, family: str, text: str) -> None:
             state.chains[family, table, chain].append(_COUNTERS.sub("", rule).strip())
 
 
-def _read_nft(state: Loaded) -> None:
+def _read_nft(state: Loaded, skipped: Collection[str]) -> None:
     for line in _print("nft", "list", "tables").splitlines():
         _, family, name = line.split()
         of_iptables = family in ("ip", "ip6") and name in IPTABLES_TABLES
-        if not of_iptables and not name.startswith(OURS):
+        if not of_iptables and not name.startswith(OURS) and f"{family} {name}" not in skipped:
             state.tables[f"{family} {name}"] = _print("nft", "-s", "list", "table", family, name)
 
 

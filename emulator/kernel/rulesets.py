@@ -20,13 +20,14 @@ from typing import Literal
 from emulator.errors import ApplyError, Unsupported
 from emulator.kernel.namespaces import enter, in_parallel, in_thread
 from emulator.kernel.netns import netns_path
+from emulator.kernel.nft_rules import NftLoader
 from emulator.kernel.syscalls import CLONE_NEWNET, setns
 from emulator.kernel.underlay import LabNet
 from emulator.plan.describe import describe
 from emulator.plan.iptables import remove_text, restore_text
-from emulator.plan.model import UNDERLAY, AnyObject, IpSet, IptablesRules, NftTable
+from emulator.plan.model import UNDERLAY, AnyObject, IpSet, IptablesRules, NftRules, NftTable
 
-Ruleset = IptablesRules | NftTable | IpSet
+Ruleset = IptablesRules | NftTable | NftRules | IpSet
 Done = Callable[[AnyObject], None]
 
 LOCK_WAIT = "5"  # seconds, for the legacy back end's /run/xtables.lock
@@ -56,6 +57,7 @@ class Rulesets:
     def __init__(self, net: LabNet) -> None:
         self._net = net
         self._backend: Literal["", "nf_tables", "legacy"] = ""
+        self._nft = NftLoader()
 
     @property
     def backend(self) -> str:
@@ -93,6 +95,8 @@ class Rulesets:
                 self.enter(ns)
                 for text in self._texts(grouped[ns]):
                     _feed(ns, text, finished[ns].append)
+                for old, new in grouped[ns]:
+                    self._change_parts(ns, old, new, finished[ns].append)
 
             return body
 
@@ -108,6 +112,19 @@ class Rulesets:
         """Load rules into the namespace that this thread is in. Raises ApplyError."""
         for text in self._texts([(None, item) for item in items]):
             _feed("here", text, lambda _: None)
+        for item in items:
+            self._change_parts("here", None, item, lambda _: None)
+
+    def _change_parts(
+        self, ns: str, old: Ruleset | None, new: Ruleset | None, finished: Callable[[Ruleset], None]
+    ) -> None:
+        """Tables in parts, which are several transactions each."""
+        item = new if new is not None else old
+        if not isinstance(item, NftRules):
+            return
+        before = old if isinstance(old, NftRules) else None
+        self._nft.change(ns, before, new if isinstance(new, NftRules) else None)
+        finished(item)
 
     def enter(self, ns: str) -> None:
         """Move this thread there for good: into all of a machine, or the network of a pod."""

@@ -1,0 +1,472 @@
+"""kube-proxy's nftables mode: a table ``kube-proxy`` for each IP family, whose maps find a Service in one look-up.
+
+The path of a connection's first packet; later ones follow conntrack::
+
+    filter-prerouting-pre-dnat ─ firewall-check ─ @firewall-ips ──▶ firewall-…     source ranges of a load balancer
+    nat-prerouting / nat-output ─ services ┬ @service-ips ──────▶ service-… ──▶ endpoint-…   numgen, then DNAT
+                                           └ @service-nodeports ─▶ external-… ─▶ service-… or local-…
+    filter-forward / -output ┬ service-endpoints-check ─ @no-endpoint-services ──▶ reject-chain, or drop
+                             └ cluster-ips-check ─ @cluster-ips reject, the rest of the Service CIDR drop
+    filter-input ─ nodeport-endpoints-check ─ @no-endpoint-nodeports ──▶ reject-chain, or drop
+    nat-postrouting ─ masquerading: what was marked 0x4000
+
+A Service is a part of the table; a part that is the same on all nodes is one object, made once.
+
+Follows kubernetes/kubernetes 1.34, pkg/proxy/nftables/proxier.go and its test's ``baseRules``: the first layout with
+chains before DNAT of their own (``-pre-dnat``), the last with a chain for each endpoint. (1.36 puts the endpoints into
+one map of the service chain and hairpin connections into a set.) Element comments are cut to the 128 bytes that nft
+takes. Where two Services claim the same address and port, the first by name has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from ipaddress import ip_address, ip_network
+
+import msgspec
+
+from emulator.cluster.model import Cluster, Node
+from emulator.cluster.services import EndpointSlice, Service, ServicePort
+from emulator.errors import UserError
+from emulator.plan.addressing import contains, of_family
+from emulator.plan.model import AnyObject, Family, NftChain, NftElement, NftPart, NftRules, NftSet
+from emulator.plan.nftables import LONGEST_COMMENT
+from emulator.proxy.endpoints import (
+    Choice,
+    Target,
+    choose,
+    cluster_ip,
+    externally_accessible,
+    proxied,
+    same_everywhere,
+    slices_by_service,
+    targets,
+)
+from emulator.proxy.model import ProxySettings
+from emulator.proxy.names import endpoint_name, port_name, service_name
+
+KUBE_PROXY = "kube-proxy"
+TABLE = "kube-proxy"
+MARK = "0x4000"  # masqueradeBit 14
+PRIMARY = "primary"
+EVERYWHERE = ("0.0.0.0/0", "::/0")
+NO_ENDPOINTS = "goto reject-chain"
+NO_LOCAL_ENDPOINTS = "drop"
+
+# name, hook; in the order of a packet's way
+_HOOKS = (
+    ("filter-prerouting-pre-dnat", "type filter hook prerouting priority -110", ("firewall-check",)),
+    ("filter-output-pre-dnat", "type filter hook output priority -110", ("firewall-check",)),
+    ("nat-prerouting", "type nat hook prerouting priority -100", ("services",)),
+    ("nat-output", "type nat hook output priority -100", ("services",)),
+    (
+        "filter-input",
+        "type filter hook input priority 0",
+        ("nodeport-endpoints-check", "service-endpoints-check"),
+    ),
+    (
+        "filter-forward",
+        "type filter hook forward priority 0",
+        ("service-endpoints-check", "cluster-ips-check"),
+    ),
+    (
+        "filter-output",
+        "type filter hook output priority 0",
+        ("service-endpoints-check", "cluster-ips-check"),
+    ),
+    ("nat-postrouting", "type nat hook postrouting priority 100", ("masquerading",)),
+)
+
+
+def load(settings: ProxySettings) -> NftablesProxy:
+    """The entry point. Raises UserError for nodePortAddresses that cannot be told from the pods' network."""
+    for cidr in settings.node_port_cidrs:
+        if cidr == PRIMARY or cidr in EVERYWHERE:
+            continue
+        if any(_overlap(cidr, pods) for pods in settings.pod_cidrs):
+            raise UserError(
+                f"nodePortAddresses {cidr} overlaps with the pods' network: which addresses the CNI gives to a node "
+                "is not known before it is wired",
+                hint="name the nodes' own networks, or 0.0.0.0/0 for all addresses",
+            )
+    return NftablesProxy(settings)
+
+
+class NftablesProxy:
+    """One ``kube-proxy --proxy-mode=nftables`` for every node.
+
+    Holds the parts that it made for the last cluster, as most Services do not change from one to the next, and most
+    parts do not differ from node to node.
+    """
+
+    name = "nftables"
+    title = "kube-proxy 1.34 · nftables"
+    requires = ("nft-program", "nft-nat", "nft-numgen", "nft-fib")
+    stand_in = ""
+
+    def __init__(self, settings: ProxySettings) -> None:
+        self.settings = settings
+        self._slices: Sequence[EndpointSlice] = ()
+        self._grouped: dict[tuple[str, int], list[EndpointSlice]] = {}
+        self._made: dict[tuple[str, int], _Made] = {}
+
+    def node(self, cluster: Cluster, node: Node) -> Iterator[AnyObject]:
+        """A table for each family that the node has an address of."""
+        if cluster.slices is not self._slices:
+            self._slices, self._grouped = cluster.slices, slices_by_service(cluster.slices)
+        families: tuple[Family, ...] = (4, 6)
+        for family in families:
+            if of_family(node.addresses, family):
+                yield self._table(cluster, node, family)
+        if len(self._made) > 2 * len(families) * len(cluster.services) + 1000:
+            known = {service.key for service in cluster.services}
+            self._made = {key: made for key, made in self._made.items() if key[0] in known}
+
+    def _table(self, cluster: Cluster, node: Node, family: Family) -> NftRules:
+        parts: dict[str, NftPart] = {}
+        claimed = False
+        for service in cluster.services:
+            if proxied(service) and cluster_ip(service, family):
+                parts[service.key] = self._part(service, node, family)
+                claimed = claimed or bool(service.external_ips or service.load_balancer)
+        return NftRules(
+            ns=node.ns,
+            family="ip" if family == 4 else "ip6",
+            name=TABLE,
+            comment="rules for kube-proxy",
+            frame=_frame(self.settings, cluster, node, family),
+            hooks=_hooks(),
+            parts=_unclashed(parts) if claimed else parts,
+            component=KUBE_PROXY,
+            why=f"Services: DNAT to endpoints, IPv{family}",
+        )
+
+    def _part(self, service: Service, node: Node, family: Family) -> NftPart:
+        slices = self._grouped.get((service.key, family), [])
+        made = self._made.get((service.key, family))
+        if made is None or not made.still_of(service, slices):
+            made = self._made[service.key, family] = _Made(service, slices, family)
+        return made.part(self.settings, node)
+
+
+class _Made:
+    """A Service's candidates, and the parts made of them: one, or one for each node if they differ."""
+
+    def __init__(self, service: Service, slices: Sequence[EndpointSlice], family: Family) -> None:
+        _check(service, slices)
+        self._service = service
+        self._slices = tuple(slices)
+        self._family = family
+        self._candidates = [(port, targets(slices, port)) for port in service.ports]
+        self._same = all(same_everywhere(service, port, family, offered) for port, offered in self._candidates)
+        self._ranges = [cidr for cidr in service.source_ranges if (":" in cidr) == (family == 6)]
+        self._parts: dict[tuple[str, bool], NftPart] = {}
+
+    def still_of(self, service: Service, slices: Sequence[EndpointSlice]) -> bool:
+        """Whether all of it was made of these."""
+        return (
+            (self._service is service or self._service == service)
+            and len(self._slices) == len(slices)
+            and all(ours is theirs or ours == theirs for ours, theirs in zip(self._slices, slices, strict=True))
+        )
+
+    def part(self, settings: ProxySettings, node: Node) -> NftPart:
+        address = of_family(node.addresses, self._family)
+        from_node = any(contains(cidr, address) for cidr in self._ranges)
+        variant = ("" if self._same else node.name, from_node)
+        if variant not in self._parts:
+            ports = [
+                (port, choose(offered, self._service, port, self._family, node.name, node.labels))
+                for port, offered in self._candidates
+            ]
+            self._parts[variant] = _service_part(self._service, self._family, ports, settings, self._sources(from_node))
+        return self._parts[variant]
+
+    def _sources(self, from_node: bool) -> tuple[str, ...]:
+        """loadBalancerSourceRanges; where the node is in them also the balancer's own addresses, which a node that has
+        them on an interface uses as its source."""
+        ranges = [cidr.strip() for cidr in self._ranges]
+        return (*ranges, *_balancer_addresses(self._service, self._family)) if from_node and ranges else tuple(ranges)
+
+
+# -- what all Services share ------------------------------------------------------------------------------------
+
+
+def _hooks() -> tuple[NftChain, ...]:
+    return tuple(
+        NftChain(
+            name,
+            tuple(f"{'' if 'type nat' in hook else 'ct state new '}jump {target}" for target in jumps),
+            hook=hook,
+        )
+        for name, hook, jumps in _HOOKS
+    )
+
+
+def _frame(settings: ProxySettings, cluster: Cluster, node: Node, family: Family) -> NftPart:
+    ip, address = ("ip", "ipv4_addr") if family == 4 else ("ip6", "ipv6_addr")
+    no_localhost = "ip daddr != 127.0.0.0/8" if family == 4 else "ip6 daddr != ::1"
+    service_key = f"{address} . inet_proto . inet_service"
+    lookup = f"{ip} daddr . meta l4proto . th dport vmap"
+    nodeports = _nodeport_addresses(settings, cluster, node, family)
+    ours = "" if nodeports is None else f"{ip} daddr @nodeport-ips"
+    sets = [NftSet("cluster-ips", address, comment="Active ClusterIPs")]
+    if nodeports is not None:
+        sets.append(NftSet("nodeport-ips", address, comment="IPs that accept NodePort traffic"))
+    sets += [
+        NftSet("no-endpoint-services", service_key, True, comment="vmap to drop or reject packets to services with no "
+               "endpoints"),
+        NftSet("no-endpoint-nodeports", "inet_proto . inet_service", True, comment="vmap to drop or reject packets to "
+               "service nodeports with no endpoints"),
+        NftSet("firewall-ips", service_key, True, comment="destinations that are subject to LoadBalancerSourceRanges"),
+        NftSet("service-ips", service_key, True, comment="ClusterIP, ExternalIP and LoadBalancer IP traffic"),
+        NftSet("service-nodeports", "inet_proto . inet_service", True, comment="NodePort traffic"),
+    ]  # fmt: skip
+    clusters = [f'{ip} daddr @cluster-ips reject comment "Reject traffic to invalid ports of ClusterIPs"']
+    service_cidrs = [cidr for cidr in settings.service_cidrs if (":" in cidr) == (family == 6)]
+    if service_cidrs:
+        listed = ", ".join(service_cidrs)
+        clusters.append(f'{ip} daddr {{ {listed} }} drop comment "Drop traffic to unallocated ClusterIPs"')
+    chains = (
+        NftChain("mark-for-masquerade", (f"mark set mark or {MARK}",)),
+        NftChain(
+            "masquerading",
+            (f"mark and {MARK} == 0 return", f"mark set mark xor {MARK}", "masquerade fully-random"),
+        ),
+        NftChain("reject-chain", ("reject",), comment="helper for @no-endpoint-services / @no-endpoint-nodeports"),
+        NftChain("cluster-ips-check", tuple(clusters)),
+        NftChain("service-endpoints-check", (f"{lookup} @no-endpoint-services",)),
+        NftChain(
+            "nodeport-endpoints-check",
+            (f"{ours or no_localhost} meta l4proto . th dport vmap @no-endpoint-nodeports",),
+        ),
+        NftChain("firewall-check", (f"{lookup} @firewall-ips",)),
+        NftChain(
+            "services",
+            (
+                f"{lookup} @service-ips",
+                f"{ours or f'fib daddr type local {no_localhost}'} meta l4proto . th dport vmap @service-nodeports",
+            ),
+        ),
+    )
+    elements = tuple(NftElement("nodeport-ips", each) for each in nodeports or ())
+    return NftPart(tuple(sets), chains, elements)
+
+
+def _nodeport_addresses(
+    settings: ProxySettings, cluster: Cluster, node: Node, family: Family
+) -> tuple[str, ...] | None:
+    """The node's addresses that serve NodePorts; None for all of them (pkg/proxy/util/nodeport_addresses.go)."""
+    wanted = settings.node_port_cidrs or (PRIMARY,)
+    if PRIMARY in wanted:
+        return (of_family(node.addresses, family),)
+    cidrs = [cidr for cidr in wanted if (":" in cidr) == (family == 6)]
+    if not cidrs or any(cidr in EVERYWHERE for cidr in cidrs):
+        return None
+    there = [
+        address.partition("/")[0]
+        for machine in cluster.topology.of_kind("node")
+        if machine.name == node.name
+        for interface in machine.interfaces
+        for address in interface.addresses
+    ]
+    return tuple(dict.fromkeys(each for each in there if any(contains(cidr, each) for cidr in cidrs)))
+
+
+# -- one Service --------------------------------------------------------------------------------------------------
+
+
+def _service_part(
+    service: Service,
+    family: Family,
+    ports: Sequence[tuple[ServicePort, Choice]],
+    settings: ProxySettings,
+    sources: tuple[str, ...],
+) -> NftPart:
+    sets: list[NftSet] = []
+    chains: list[NftChain] = []
+    elements = {("cluster-ips", ip := cluster_ip(service, family)): NftElement("cluster-ips", ip)}
+    for port, choice in ports:
+        writer = _Port(service, port, choice, family, settings)
+        chains += writer.chains(sources)
+        sets += writer.affinity_sets()
+        for item in writer.elements(bool(sources)):
+            elements.setdefault((item.of, item.key), item)
+    return NftPart(tuple(sets), tuple(chains), tuple(elements.values()))
+
+
+class _Port:
+    """What one Service port puts into the table of one node."""
+
+    def __init__(
+        self, service: Service, port: ServicePort, choice: Choice, family: Family, settings: ProxySettings
+    ) -> None:
+        self.service = service
+        self.port = port
+        self.choice = choice
+        self.settings = settings
+        self.family = family
+        self.ip = "ip" if family == 4 else "ip6"
+        self.protocol = port.protocol.lower()
+        self.cluster_ip = cluster_ip(service, family)
+        self.external = (
+            *(each for each in service.external_ips if (":" in each) == (family == 6)),
+            *_balancer_addresses(service, family),
+        )
+        self.has_internal = bool(choice.internal(service))
+        self.has_external = bool(choice.external(service))
+        self.uses_external = choice.anywhere and externally_accessible(service, port, family)
+        self.base = service_name(service.key, self.protocol, port.name)
+        self.names = {
+            (target.address, target.port): endpoint_name(
+                service.key, self.protocol, port.name, target.address, target.port
+            )
+            for target in choice.reachable
+        }
+
+    def _name(self, target: Target) -> str:
+        return self.names[target.address, target.port]
+
+    def elements(self, firewalled: bool) -> Iterator[NftElement]:
+        """Where the maps lead to."""
+        comment = port_name(self.service.key, self.port.name)[:LONGEST_COMMENT]
+        key = f". {self.protocol} . {self.port.port}"
+        local = self.service.internal_policy == "Local"
+        verdict = NO_LOCAL_ENDPOINTS if self.choice.anywhere else NO_ENDPOINTS
+        if self.has_internal:
+            yield NftElement(
+                "service-ips", f"{self.cluster_ip} {key}", f"goto {'local' if local else 'service'}-{self.base}"
+            )
+        else:
+            yield NftElement("no-endpoint-services", f"{self.cluster_ip} {key}", verdict, comment)
+        for address in self.external:
+            if self.choice.anywhere:
+                yield NftElement("service-ips", f"{address} {key}", f"goto external-{self.base}")
+            if not self.has_external:
+                yield NftElement("no-endpoint-services", f"{address} {key}", verdict, comment)
+        if firewalled:
+            for address in _balancer_addresses(self.service, self.family):
+                yield NftElement("firewall-ips", f"{address} {key}", f"goto firewall-{self.base}")
+        if self.port.node_port:
+            node_key = f"{self.protocol} . {self.port.node_port}"
+            if self.choice.anywhere:
+                yield NftElement("service-nodeports", node_key, f"goto external-{self.base}")
+            if not self.has_external:
+                yield NftElement("no-endpoint-nodeports", node_key, verdict, comment)
+
+    def chains(self, sources: tuple[str, ...]) -> Iterator[NftChain]:
+        """The chains that the maps lead to, those that are jumped to first."""
+        for target in self.choice.reachable:
+            yield NftChain(f"endpoint-{self._name(target)}", tuple(self._endpoint(target)))
+        local = self.service.internal_policy == "Local"
+        for prefix, chosen, internal in (
+            ("service", self.choice.cluster, not local),
+            ("local", self.choice.local, local),
+        ):
+            if chosen:
+                rules = (*self._masquerade_others(internal), *self._balance(chosen))
+                yield NftChain(f"{prefix}-{self.base}", rules)
+        if self.uses_external:
+            yield NftChain(f"external-{self.base}", tuple(self._from_outside()))
+        if sources and _balancer_addresses(self.service, self.family):
+            yield NftChain(f"firewall-{self.base}", (f"{self.ip} saddr != {{ {', '.join(sources)} }} drop",))
+
+    def affinity_sets(self) -> Iterator[NftSet]:
+        """For each endpoint the clients that it has, for as long as they stay."""
+        if self.service.affinity:
+            kind = "ipv4_addr" if self.family == 4 else "ipv6_addr"
+            for target in self.choice.reachable:
+                yield NftSet(
+                    f"affinity-{self._name(target)}",
+                    kind,
+                    flags=("dynamic", "timeout"),
+                    timeout=self.service.affinity,
+                )
+
+    def _endpoint(self, target: Target) -> Iterator[str]:
+        yield f"{self.ip} saddr {target.address} jump mark-for-masquerade"  # its answer must come back this way
+        if self.service.affinity:
+            yield f"update @affinity-{self._name(target)} {{ {self.ip} saddr }}"
+        yield f"meta l4proto {self.protocol} dnat to {target.text}"
+
+    def _masquerade_others(self, internal: bool) -> Iterator[str]:
+        """Traffic to the cluster IP from elsewhere: the way back must lead through this node."""
+        if not internal:
+            return
+        pods = of_family(self.settings.pod_cidrs, self.family)
+        if self.settings.masquerade_all:
+            yield f"{self.ip} daddr {self.cluster_ip} jump mark-for-masquerade"
+        elif pods:
+            yield f"{self.ip} daddr {self.cluster_ip} {self.ip} saddr != {pods} jump mark-for-masquerade"
+
+    def _balance(self, chosen: Sequence[Target]) -> Iterator[str]:
+        names = [self._name(target) for target in chosen]
+        if self.service.affinity:
+            for name in names:
+                yield f"{self.ip} saddr @affinity-{name} goto endpoint-{name}"
+        verdicts = ", ".join(f"{number} : goto endpoint-{name}" for number, name in enumerate(names))
+        yield f"numgen random mod {len(names)} vmap {{ {verdicts} }}"
+
+    def _from_outside(self) -> Iterator[str]:
+        local = self.service.external_policy == "Local"
+        if not local:
+            yield "jump mark-for-masquerade"
+        else:
+            pods = of_family(self.settings.pod_cidrs, self.family)
+            if pods and self.choice.cluster:
+                yield f'{self.ip} saddr {pods} goto service-{self.base} comment "short-circuit pod traffic"'
+            yield 'fib saddr type local jump mark-for-masquerade comment "masquerade local traffic"'
+            if self.choice.cluster:
+                yield f'fib saddr type local goto service-{self.base} comment "short-circuit local traffic"'
+        if self.has_external:
+            yield f"goto {'local' if local else 'service'}-{self.base}"
+
+
+def _balancer_addresses(service: Service, family: Family) -> tuple[str, ...]:
+    """Load balancer addresses that kube-proxy short-cuts: not those of ``ipMode: Proxy``."""
+    return tuple(
+        each.address for each in service.load_balancer if not each.proxy and (":" in each.address) == (family == 6)
+    )
+
+
+def _unclashed(parts: dict[str, NftPart]) -> dict[str, NftPart]:
+    """The parts without elements of keys that an earlier one has: externalIPs may stand in several Services."""
+    taken: dict[tuple[str, str], str] = {}
+    result = parts
+    for subject, part in parts.items():
+        clashes = False
+        for item in part.elements:
+            if taken.setdefault((item.of, item.key), subject) != subject:
+                clashes = True
+        if clashes:
+            if result is parts:
+                result = dict(parts)
+            kept = tuple(item for item in part.elements if taken[item.of, item.key] == subject)
+            result[subject] = msgspec.structs.replace(part, elements=kept)
+    return result
+
+
+def _check(service: Service, slices: Sequence[EndpointSlice]) -> None:
+    """Addresses are addresses: text from a manifest must not become a rule. (Names are checked where they are made
+    text, see emulator.plan.nftables.) Raises UserError."""
+    addresses = [
+        *service.cluster_ips,
+        *service.external_ips,
+        *(each.address for each in service.load_balancer if each.address),
+        *(endpoint.address for each in slices for endpoint in each.endpoints),
+    ]
+    for address in addresses:
+        try:
+            ip_address(address)
+        except ValueError as error:
+            raise UserError(f"Service {service.key}: {address!r} is no IP address") from error
+    for cidr in service.source_ranges:
+        try:
+            ip_network(cidr.strip(), strict=False)
+        except ValueError as error:
+            raise UserError(f"Service {service.key}: {cidr!r} is no CIDR") from error
+
+
+def _overlap(one: str, other: str) -> bool:
+    first, second = ip_network(one, strict=False), ip_network(other, strict=False)
+    return first.version == second.version and first.overlaps(second)
