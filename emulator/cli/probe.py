@@ -22,7 +22,7 @@ def request_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--timeout", type=click.FloatRange(0.001, 60), default=1.0, show_default=True, help="Seconds."),
         click.option("--size", type=click.IntRange(0, 1_000_000), default=0, help="Payload bytes."),
         click.option("--protocol", type=click.Choice(["icmp", "tcp", "udp"]), default=None,
-                     help="Default: tcp if there is a port, else icmp."),
+                     help="Default: a Service's own; else tcp if there is a port, or icmp."),
         click.argument("target", metavar="TO[:PORT]", shell_complete=options.complete_places),
         click.argument("source", metavar="FROM", shell_complete=options.complete_places),
     ):  # fmt: skip
@@ -40,7 +40,7 @@ def request(
 
     name, port = split_port(target)
     return ProbeRequest(
-        source=source, target=name, port=port, protocol=protocol or ("tcp" if port else "icmp"), size=size,  # type: ignore[arg-type]
+        source=source, target=name, port=port, protocol=protocol or "", size=size,  # type: ignore[arg-type]
         timeout=timeout, dont_fragment=dont_fragment, family=int(family or 0), **more,
     )  # fmt: skip
 

@@ -255,12 +255,12 @@ class Lab:
         protocol: Protocol | None = None,
         **options: Any,
     ) -> ProbeAnswer:
-        """Send a request and wait for its answer: TCP if there is a port, else an ICMP echo, or as ``protocol`` says.
+        """Send a request and wait for its answer: TCP if there is a port, else an ICMP echo, or as ``protocol`` says;
+        to a Service as its port says.
 
         Options: count, size (bytes), timeout and interval (seconds), dont_fragment, family (4, 6), ttl.
         """
-        chosen: Protocol = protocol or ("tcp" if port else "icmp")
-        return self.probes([ProbeRequest(source, target, port, chosen, **options)])[0]
+        return self.probes([ProbeRequest(source, target, port, protocol or "", **options)])[0]
 
     def probes(self, requests: Sequence[ProbeRequest]) -> list[ProbeAnswer]:
         """Many probes, all in flight at once; answers in the order of the requests."""

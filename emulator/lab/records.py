@@ -58,12 +58,14 @@ class FaultWish(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_
 
 class ProbeRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     """One probe in names. ``source`` and ``target`` are what people type; ``family`` 0 takes the first common one.
+    Without a ``protocol`` the target decides: a Service by its port, else TCP if there is a port, else an ICMP echo.
+    Port 0 of a Service is its only one.
     Sizes in bytes, times in seconds, as in ``traffic.model.Probe``."""
 
     source: str
     target: str
     port: int = 0
-    protocol: Protocol = "icmp"
+    protocol: Protocol | Literal[""] = "icmp"
     count: int = 1
     size: int = 0
     timeout: float = 1.0

@@ -20,7 +20,7 @@ from emulator.errors import NotFound, UserError
 from emulator.lab import faults
 from emulator.lab.api import Stream, Verb
 from emulator.lab.machinery import Machinery
-from emulator.lab.names import Place, common_address, resolve
+from emulator.lab.names import Place, common_address, resolve, service_port
 from emulator.lab.records import (
     CaptureStats,
     Entry,
@@ -33,11 +33,13 @@ from emulator.lab.runtime import Outcome, Runtime
 from emulator.lab.store import Ref
 from emulator.plan.model import Daemon, Link, Plan, Veth
 from emulator.plan.render import as_json
-from emulator.traffic.model import InjectionReport, Probe, StreamReport
+from emulator.traffic.model import InjectionReport, Probe, Protocol, StreamReport
 
 PCAPNG = "application/x-pcapng"
 
 T = TypeVar("T")
+
+_PROBED: dict[str, Protocol] = {"TCP": "tcp", "UDP": "udp"}
 
 
 class StreamWish(msgspec.Struct, frozen=True):
@@ -149,7 +151,7 @@ class Verbs:
         return [_outcome(outcome) for outcome in self._runtime.delete(refs)]
 
     def _probe(self, _path: Any, _query: Any, body: Any) -> list[ProbeAnswer]:
-        requests = _typed(body, list[ProbeRequest])
+        requests = [self._settled(request) for request in _typed(body, list[ProbeRequest])]
         places = [self._places(request) for request in requests]
         probes = []
         for request, (source, _target, address) in zip(requests, places, strict=True):
@@ -164,12 +166,25 @@ class Verbs:
                     source_ns=source.ns,
                     target_ns=target.ns or self._owner(address),
                     address=address,
-                    protocol=request.protocol,
+                    protocol=request.protocol or "icmp",
                     port=request.port,
                     result=result,
                 )
             )
         return answers
+
+    def _settled(self, request: ProbeRequest) -> ProbeRequest:
+        """The request with the protocol and port that its target decides about."""
+        target = resolve(self._runtime.current, request.target)
+        if target.service is not None and (request.protocol != "icmp" or target.port):
+            port = service_port(target, request.port, request.protocol)
+            protocol = _PROBED.get(port.protocol)
+            if protocol is None:
+                raise UserError(f"{target.label}: probes speak TCP and UDP, not {port.protocol}")
+            return msgspec.structs.replace(request, port=port.port, protocol=protocol)
+        if not request.protocol:
+            return msgspec.structs.replace(request, protocol="tcp" if request.port else "icmp")
+        return request
 
     def _places(self, request: ProbeRequest) -> tuple[Place, Place, str]:
         cluster = self._runtime.current
@@ -191,7 +206,7 @@ class Verbs:
             id=name,
             netns=self._machinery.netns(source.ns),
             target=address,
-            protocol=request.protocol,
+            protocol=request.protocol or "icmp",
             port=request.port,
             count=request.count,
             size=request.size,
@@ -217,9 +232,10 @@ class Verbs:
         wish = _typed(body, StreamWish)
         if not 0 < wish.rate <= 10_000:
             raise UserError(f"a stream of {wish.rate:g} requests a second is not possible", hint="1 to 10000")
-        source, _target, address = self._places(wish.probe)
+        request = self._settled(wish.probe)
+        source, _target, address = self._places(request)
         name = f"s{next(self._numbers)}"
-        self._machinery.traffic.stream_start(name, self._as_probe(wish.probe, source, address, name), wish.rate)
+        self._machinery.traffic.stream_start(name, self._as_probe(request, source, address, name), wish.rate)
         return {"id": name}
 
     def _stop_stream(self, path: dict[str, str], _query: Any, _body: Any) -> StreamReport:

@@ -21,7 +21,13 @@ NOTHING = "no packet seen"
 
 
 def flow_checks(
-    expect: Expect, style: str, cluster: Cluster, answer: ProbeAnswer, requests: Sequence[Journey], pieces: int
+    expect: Expect,
+    style: str,
+    cluster: Cluster,
+    answer: ProbeAnswer,
+    requests: Sequence[Journey],
+    pieces: int,
+    replies: Sequence[Journey] = (),
 ) -> tuple[Check, ...]:
     """Each expectation that speaks of ``style``, in the order of the fields. ``pieces`` is what :func:`fragments`
     says of the requests."""
@@ -33,13 +39,22 @@ def flow_checks(
             continue
         if name in _OF_RESULT:
             observed = _OF_RESULT[name](answer)
-            met = str(value) in observed if name == "detail" else _equal(value, observed)
+            met = _COMPARED.get(name, _equal)(value, observed)
+        elif name == "client_seen":
+            observed = peer_address(answer.result.source_seen)
+            allowed = _source_addresses(value, cluster, first) if first is not None else ()
+            met = bool(observed) and observed in allowed
+        elif name in ("rules", "reply_rules"):
+            chosen = requests if name == "rules" else replies
+            told = [reason for hop in chosen[0].hops for reason in hop.reasons] if chosen else []
+            observed = "; ".join(dict.fromkeys(reason.subject for reason in told)) or NOTHING
+            met = all(any(text in f"{reason.subject}: {reason.why}" for reason in told) for text in value)
         elif name == "path":
             observed = " ".join(_places(first)) if first else NOTHING
-            met = first is not None and path_matches(value, first)
+            met = path_matches(value, first) if first else not value
         elif name == "source":
             observed = first.hops[-1].packet.source if first else NOTHING
-            met = first is not None and observed in _source_addresses(value, answer, cluster, first)
+            met = first is not None and observed in _source_addresses(value, cluster, first)
         elif name == "takes_at_least":
             took = median(answer.result.times) / 1000 if answer.result.times else 0.0
             observed, met = f"{took:.1f}", took >= float(value)
@@ -139,7 +154,7 @@ def fragments(requests: Sequence[Journey], journeys: Sequence[Journey]) -> int:
     return max(pieces.values(), default=1 if wanted else 0)
 
 
-def _source_addresses(wanted: str, answer: ProbeAnswer, cluster: Cluster, journey: Journey) -> tuple[str, ...]:
+def _source_addresses(wanted: str, cluster: Cluster, journey: Journey) -> tuple[str, ...]:
     """The addresses that ``source: WANTED`` allows."""
     if wanted == "sender":
         return (journey.hops[0].packet.source,)
@@ -154,6 +169,11 @@ def _source_addresses(wanted: str, answer: ProbeAnswer, cluster: Cluster, journe
                 for address in interface.addresses
             )
     return resolve(cluster, wanted).addresses
+
+
+def peer_address(peer: str) -> str:
+    """The address of ``10.0.0.1:4711`` or ``[fd00::1]:4711``."""
+    return peer.rpartition(":")[0].strip("[]")
 
 
 def _field(name: str) -> str:
@@ -180,7 +200,13 @@ _OF_RESULT: dict[str, Any] = {
     "verdict": lambda answer: answer.result.verdict,
     "answered_by": lambda answer: answer.result.answered_by,
     "received": lambda answer: str(answer.result.received),
+    "servers": lambda answer: str(len(answer.result.answers)),
     "detail": lambda answer: answer.result.detail,
+}
+# What is compared otherwise than for equality: value and observed
+_COMPARED: dict[str, Any] = {
+    "detail": lambda value, observed: str(value) in observed,
+    "answered_by": lambda value, observed: fnmatchcase(observed, str(value)),
 }
 _OF_JOURNEY: dict[str, Any] = {
     "ttl": lambda journey: str(journey.hops[-1].packet.ttl),

@@ -29,8 +29,11 @@ class Expect(_Strict, frozen=True):
     ``source``: the request's source address as its receiver sees it: ``sender``, a place (any address of it),
     ``place:device``, or an address. ``encapsulation``: ``none`` or the kind of tunnel that the request travels in
     between nodes, and ``overhead`` its bytes. ``path``: ``place:device`` of each hop of the request, ``*`` standing
-    for anything, ``...`` for any number of hops. ``detail``: a text that the result's detail holds. ``fragments``:
-    how many packets the most split request travels as (1: whole). ``takes_at_least``: ms, of the median round trip; a
+    for anything, ``...`` for any number of hops; an empty one: the request was seen nowhere. ``detail``: a text that the result's detail holds. ``fragments``:
+    how many packets the most split request travels as (1: whole). ``answered_by`` may hold ``*``. ``client_seen``: the
+    client's address as the answering server saw it, spelt as ``source``. ``servers``: how many different servers
+    answered. ``rules``: texts of which each must be in the rule or route that explains some hop of the request, and
+    ``reply_rules`` of the reply. ``takes_at_least``: ms, of the median round trip; a
     lower bound only, since a busy machine makes anything slow.
     """
 
@@ -45,6 +48,10 @@ class Expect(_Strict, frozen=True):
     detail: PerStyleText | None = None
     fragments: PerStyleNumber | None = None
     takes_at_least: PerStyleNumber | None = None
+    client_seen: PerStyleText | None = None
+    servers: PerStyleNumber | None = None
+    rules: PerStyleList | None = None
+    reply_rules: PerStyleList | None = None
 
 
 class StreamExpect(_Strict, frozen=True):
@@ -94,8 +101,8 @@ class Stream(_Request, frozen=True, kw_only=True):
 
 class Fault(_Strict, frozen=True):
     """Something breaks, or is mended; which fields a kind has, and what they mean, is told by
-    ``emulator.lab.faults``. ``device``, ``value``, ``port`` and ``table`` may differ by style; where a mapping does not
-    speak of a style, nothing breaks under it."""
+    ``emulator.lab.faults``. ``device``, ``value``, ``name``, ``port`` and ``table`` may differ by style; where a mapping
+    does not speak of a style, nothing breaks under it."""
 
     kind: FaultKind
     target: str
@@ -104,7 +111,7 @@ class Fault(_Strict, frozen=True):
     mend: bool = False
     at: FaultPlace = ""
     value: str | int | dict[str, str | int] = ""
-    name: str = ""
+    name: PerStyleText = ""
     protocol: str | int = ""
     port: int | dict[str, int] = 0
     icmp_type: int = -1
@@ -262,5 +269,9 @@ def for_style(value: Any, style: str) -> Any:
     """The value that holds for ``style``; None where the mapping does not speak of it."""
     if not isinstance(value, dict):
         return value
-    name = style.partition(":")[0]
-    return value.get(style, value.get(name, value.get("default")))
+    plain, plus, proxy = style.rpartition("+") if "+" in style else (style, "", "")
+    name = plain.partition(":")[0]
+    for key in (style, f"{name}{plus}{proxy}", plain, name, f"{plus}{proxy}"):
+        if key in value:
+            return value[key]
+    return value.get("default")

@@ -24,7 +24,7 @@ from emulator.lab.lab import Capture, Lab
 from emulator.lab.records import ProbeAnswer, ProbeRequest
 from emulator.lab.tracing import sort_journeys
 from emulator.plan.model import Plan
-from emulator.scenario.expect import flow_checks, fragments, longest_outage, stream_checks
+from emulator.scenario.expect import flow_checks, fragments, longest_outage, peer_address, stream_checks
 from emulator.scenario.hooks import passes
 from emulator.scenario.load import Loaded
 from emulator.scenario.looks import look_at_routes, look_at_session
@@ -229,7 +229,7 @@ class _Runner:
             pieces = fragments(requests, explained)
             whole = {item.id for item in (*requests, *replies)}
             fragmented += [item for item in others if item.kind == "fragment" and item.about in whole]
-            results.append(self._flow_result(scenario, sent, answer, requests, pieces))
+            results.append(self._flow_result(scenario, sent, answer, requests, replies, pieces))
             errors = [item for item in others if item.kind == "error" and item.about in whole]
             for direction, found in (("request", requests), ("reply", replies), ("error", errors)):
                 journeys += [
@@ -251,7 +251,13 @@ class _Runner:
         return Outcome(results, journeys, meta, self._plan, events, self._lab.logs(), fragmented)
 
     def _flow_result(
-        self, scenario: str, sent: Sent, answer: ProbeAnswer, requests: Sequence[Journey], pieces: int
+        self,
+        scenario: str,
+        sent: Sent,
+        answer: ProbeAnswer,
+        requests: Sequence[Journey],
+        replies: Sequence[Journey],
+        pieces: int,
     ) -> FlowResult:
         step, result = sent.step, answer.result
         return FlowResult(
@@ -272,9 +278,9 @@ class _Runner:
             received=result.received,
             times=result.times,
             answered_by=result.answered_by,
-            source_seen=_address(result.source_seen),
+            source_seen=peer_address(result.source_seen),
             detail=result.detail,
-            checks=flow_checks(step.expect, self._style, sent.cluster, answer, requests, pieces),
+            checks=flow_checks(step.expect, self._style, sent.cluster, answer, requests, pieces, replies),
             hook_passes=passes(sent.meter, requests),
             pod_mtu=_mtu(sent.plan, answer.source_ns),
         )
@@ -350,11 +356,6 @@ def _with_delivery(sent: Sent, requests: Sequence[Journey]) -> ProbeAnswer:
 def _protocol(step: Flow | Send | Replay, answer: ProbeAnswer, requests: Sequence[Journey]) -> str:
     """What was asked for; of hand-made and recorded packets, what the first one was."""
     return answer.protocol if isinstance(step, Flow) or not requests else requests[0].hops[0].packet.protocol
-
-
-def _address(peer: str) -> str:
-    """The address of ``10.0.0.1:4711`` or ``[fd00::1]:4711``."""
-    return peer.rpartition(":")[0].strip("[]")
 
 
 def _mtu(plan: Plan, ns: str) -> int:

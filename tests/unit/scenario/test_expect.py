@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from emulator.capture.model import Hop, Journey, Packet, Tunnel
+from emulator.capture.model import Hop, Journey, Packet, Reason, Tunnel
 from emulator.cluster.assemble import assemble
 from emulator.cluster.ipam import HostLocal
 from emulator.cluster.model import Cluster
@@ -57,15 +58,23 @@ def journey(*packets: Packet, places: str = "", number: int = 1, kind: Any = "pa
     return Journey(number, hops, kind, about)
 
 
+def told(found: Journey, reason: Reason) -> Journey:
+    """``found`` with a reason at its second hop."""
+    first, second, *rest = found.hops
+    return replace(found, hops=(first, replace(second, reasons=(reason,)), *rest))
+
+
 REQUEST = journey(
     packet(64),
     packet(63, tunnel=VXLAN),
     packet(62, source="192.168.50.11"),
     places="pod/default/n1-p1:eth0 node/n1:eth0 pod/default/n2-p1:eth0",
 )
+REQUEST = told(REQUEST, Reason("KUBE-SEP-X rule 2", "kube-proxy", "load balancing picked 10.244.2.2"))
+REPLY = told(REQUEST, Reason("KUBE-SEP-X rule 2", "conntrack", "a reply is translated back"))
 RESULT = ProbeResult(
     id="a", verdict="delivered", sent=3, received=3, times=(100.0, 5000.0, 9000.0), answered_by="n2-p1",
-    detail="fragmentation needed, MTU 1400",
+    detail="fragmentation needed, MTU 1400", source_seen="192.168.50.11:40000", answers={"n2-p1": 2, "n3-p1": 1},
 )  # fmt: skip
 ANSWER = ProbeAnswer(
     source="pod/default/n1-p1", target="pod/default/n2-p1", source_ns="pod/default/n1-p1",
@@ -76,7 +85,7 @@ ANSWER = ProbeAnswer(
 def check(
     cluster: Cluster, expect: Expect, style: str = "flannel", requests: tuple[Journey, ...] = (REQUEST,)
 ) -> Check:
-    (found,) = flow_checks(expect, style, cluster, ANSWER, requests, 2)
+    (found,) = flow_checks(expect, style, cluster, ANSWER, requests, 2, (REPLY,) if requests else ())
     return found
 
 
@@ -94,6 +103,12 @@ CASES: list[tuple[str, Any, Any]] = [
     ("detail", "1400", "1450"),
     ("fragments", 2, 1),
     ("takes_at_least", 5, 5.1),
+    ("client_seen", "n1:eth0", "n2:eth0"),
+    ("client_seen", "192.168.50.11", "sender"),
+    ("answered_by", "n2-*", "n1-*"),
+    ("servers", 2, 1),
+    ("rules", ["KUBE-SEP-X rule 2", "load balancing"], ["KUBE-SEP-X", "KUBE-SEP-Y"]),
+    ("reply_rules", ["translated back"], ["KUBE-SVC"]),
 ]
 
 
