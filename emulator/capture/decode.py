@@ -4,7 +4,8 @@
 
     Ethernet ─ VLAN ─┬─ ARP
                      └─ IPv4 / IPv6 ─┬─ TCP
-                                     ├─ UDP ─── VXLAN ─── Ethernet ─ ...     once: the inner packet is the packet,
+                                     ├─ UDP ─┬─ WireGuard: what it carries cannot be read
+                                     │       └─ VXLAN ─── Ethernet ─ ...     once: the inner packet is the packet,
                                      ├─ IPIP ── IPv4 / IPv6 ─ ...            the outer headers become its tunnel
                                      └─ ICMP, ICMPv6 ─── quoted packet
 
@@ -21,6 +22,9 @@ import struct
 import zlib
 from typing import Any
 
+import msgspec
+
+from emulator.capture import wireguard
 from emulator.capture.model import Packet, Tunnel
 
 BARE_PORT = 8285  # flannel's udp backend, at both ends: the IP packet stands in the datagram as it is
@@ -85,6 +89,26 @@ def decode(frame: bytes, length: int) -> Packet:
     fields: _Fields = {"length": length, "protocol": "", "source_mac": "", "target_mac": ""}
     _ethernet(frame, 0, fields)
     return Packet(**fields)
+
+
+def carried(outer: Packet, inner: Packet) -> Packet:
+    """A packet inside the encrypted one that carries it: see :mod:`emulator.capture.sealed`. The overhead holds the
+    padding: 60 bytes and what is missing to a multiple of 16 (IPv6: 80)."""
+    tunnel = Tunnel(
+        kind="wireguard",
+        source=outer.source,
+        target=outer.target,
+        ttl=outer.ttl,
+        overhead=outer.length - inner.length,
+        source_mac=outer.source_mac,
+        target_mac=outer.target_mac,
+        source_port=outer.source_port,
+        target_port=outer.target_port,
+        dont_fragment=outer.dont_fragment,
+    )
+    return msgspec.structs.replace(
+        inner, length=outer.length, source_mac="", target_mac="", vlan=outer.vlan, tunnel=tunnel
+    )
 
 
 def _mac(frame: bytes, at: int) -> str:
@@ -273,12 +297,13 @@ def _udp(frame: bytes, ip: int, at: int, end: int, fields: _Fields) -> None:
         fields.update(length=length, protocol="", source_mac="", target_mac="", tunnel=tunnel)
         _ipv4(frame, payload, fields)
         return
+    message = wireguard.message(frame, payload, end - payload, source, target) if "tunnel" not in fields else None
     fields.update(
         source_port=source,
         target_port=target,
         payload=end - payload,
         digest=_digest(frame[payload:end]),
-        summary=f"UDP {source} → {target} {end - payload} bytes",
+        summary=message.text if message is not None else f"UDP {source} → {target} {end - payload} bytes",
     )
 
 

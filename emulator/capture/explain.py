@@ -25,6 +25,7 @@ from emulator.plan.model import (
     Route,
     Tun,
     Vxlan,
+    Wireguard,
 )
 
 ETHERNET_HEADER = 14  # bytes of a frame that the MTU does not count
@@ -229,6 +230,9 @@ def _outward(hop: Hop, before: Hop | None, index: Index, entered: str) -> list[R
         device = machine.devices.get(before.device)
         if isinstance(device, Vxlan) and device.vni == tunnel.vni and device.port == tunnel.target_port:
             reasons.append(_reason(device))
+        if isinstance(device, Wireguard) and tunnel.kind == "wireguard":
+            peer = machine.peers.get((before.device, tunnel.target))
+            reasons += [_reason(peer), _reason(device)] if peer is not None else [_reason(device)]
         if (isinstance(device, Ipip) and tunnel.kind == "ipip") or (isinstance(device, Tun) and tunnel.kind == "udp"):
             reasons.append(_reason(device))
         return reasons + found

@@ -29,10 +29,11 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from emulator.capture.decode import NEIGHBOUR_TYPES, decode
+from emulator.capture.decode import NEIGHBOUR_TYPES, carried, decode
 from emulator.capture.identity import Identity, Piece, content_of_ipv4, identify
 from emulator.capture.model import Change, Event, Hop, Journey, Kind, Packet, Tunnel
 from emulator.capture.reassembly import Assembled, Reassembly, is_part
+from emulator.capture.sealed import links
 
 GAP = 10_000_000  # ns between two hops of a packet in a machine that is not stalled (measured: below 1 ms)
 STALL = 2_000_000_000  # ns that an impaired link or a stalled machine may hold a packet between two hops
@@ -67,7 +68,7 @@ class _Open:
     A lead knows the other ``pieces`` that it was put together with, and ``where``.
     """
 
-    __slots__ = ("ended", "events", "lead", "pairs", "pieces", "places", "time", "ttl", "where")
+    __slots__ = ("ended", "events", "lead", "pairs", "pieces", "places", "sealed", "time", "ttl", "where")
 
     def __init__(self) -> None:
         self.lead: _Open | None = None
@@ -75,6 +76,7 @@ class _Open:
         self.where = ""
         self.ended = False
         self.events: list[Event] = []
+        self.sealed: dict[int, Event] = {}  # the packet inside, by id of a sighting that is encrypted
         self.places: set[Hashable] = set()
         self.pairs: set[bytes] = set()
         self.ttl = 255
@@ -96,6 +98,7 @@ def follow(
     follower = _Follower(gap, stall)
     for event in in_order(events):
         follower.sighting(event)
+    follower.begun = _with_carriers(follower.begun)
     uncorrelated = follower.unknown
     if complete:
         uncorrelated += [event for each in follower.begun if each.events[0].direction == "in" for event in each.events]
@@ -247,6 +250,21 @@ def _turned_round(journey: _Open, identity: Identity) -> bool:
     return bool(identity.pair) and identity.turned in journey.pairs and identity.pair not in journey.pairs
 
 
+def _with_carriers(begun: list[_Open]) -> list[_Open]:
+    """The journeys with the encrypted packets that carried them among their sightings: those are none of their own."""
+    gone: set[int] = set()
+    grown: set[int] = set()
+    for link in links([each.events for each in begun]):
+        journey, carrier = begun[link.carried], begun[link.carrier]
+        journey.events = [*journey.events, *carrier.events]
+        journey.sealed |= {id(event): link.inner for event in carrier.events}
+        gone.add(link.carrier)
+        grown.add(link.carried)
+    for number in grown:
+        begun[number].events = in_order(begun[number].events)
+    return [each for number, each in enumerate(begun) if number not in gone]
+
+
 def _journeys(begun: Sequence[_Open], first_id: int) -> list[Journey]:
     packets: dict[tuple[bytes, int], Packet] = {}
     journeys = []
@@ -259,6 +277,11 @@ def _journeys(begun: Sequence[_Open], first_id: int) -> list[Journey]:
             packet = packets.get(seen)
             if packet is None:
                 packet = packets[seen] = decode(event.frame, event.length)
+            if each.sealed and (inner := each.sealed.get(id(event))) is not None:
+                key = (event.frame + inner.frame, event.length)
+                if key not in packets:
+                    packets[key] = carried(packet, decode(inner.frame, inner.length))
+                packet = packets[key]
             changes = () if before is None or packet is before else differences(before, packet)
             hops.append(
                 Hop(

@@ -37,8 +37,8 @@ class Event(msgspec.Struct, frozen=True):
 class Tunnel(msgspec.Struct, frozen=True, omit_defaults=True):
     """The outer headers of an encapsulated packet.
 
-    ``kind`` is ``vxlan``, ``ipip``, ``sit``, ``ip6tnl`` or ``udp`` (the bare packet in a datagram); ``overhead`` in
-    bytes.
+    ``kind`` is ``vxlan``, ``ipip``, ``sit``, ``ip6tnl``, ``udp`` (the bare packet in a datagram) or ``wireguard``
+    (told by order and size, not by content: :mod:`emulator.capture.sealed`); ``overhead`` in bytes.
     """
 
     kind: str

@@ -31,6 +31,8 @@ from emulator.plan.model import (
     Tun,
     Veth,
     Vxlan,
+    Wireguard,
+    WireguardPeer,
 )
 
 MAIN_TABLE = 254
@@ -58,7 +60,8 @@ class Planned:
 
     def __init__(self) -> None:
         self.cables: dict[str, tuple[Veth, str]] = {}  # with what the end in this namespace is there for
-        self.devices: dict[str, Bridge | Vxlan | Ipip | Tun] = {}
+        self.devices: dict[str, Bridge | Vxlan | Ipip | Tun | Wireguard] = {}
+        self.peers: dict[tuple[str, str], WireguardPeer] = {}  # by device and endpoint's address
         self.ports: dict[str, BridgePort] = {}
         self.plugged: dict[str, PluginDevice] = {}  # what CNI plugins made
         self.neighbours: dict[tuple[str, str], Neighbour] = {}
@@ -216,7 +219,9 @@ class Index:
                 far.cables[item.peer] = (item, item.peer_why or item.why)
                 self._held(item.mac, item.ns, item.name)
                 self._held(item.peer_mac, item.peer_ns, item.peer)
-            case Bridge() | Vxlan() | Ipip() | Tun():
+            case WireguardPeer():
+                machine.peers[item.device, plain(item.endpoint.rpartition(":")[0].strip("[]"))] = item
+            case Bridge() | Vxlan() | Ipip() | Tun() | Wireguard():
                 machine.devices[item.name] = item
                 if isinstance(item, Bridge | Vxlan):
                     self._held(item.mac, item.ns, item.name)
