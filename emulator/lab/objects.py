@@ -8,7 +8,7 @@ Object = dict[str, Any]
 
 SERVED_BY = "cnilab.dev/served-by"  # annotation of every pod: who answers in it
 _OF_THE_SERVER = ("uid", "creationTimestamp", "generation", "resourceVersion", "managedFields", "selfLink")
-_STATUS_IS_OURS = ("Pod", "Deployment", "ReplicaSet", "StatefulSet", "DaemonSet", "Namespace")
+_STATUS_IS_OURS = ("Pod", "Deployment", "ReplicaSet", "StatefulSet", "DaemonSet", "Namespace", "Service")
 
 
 def as_given(obj: Object) -> Object:
@@ -23,6 +23,11 @@ def as_given(obj: Object) -> Object:
     if obj["kind"] in _STATUS_IS_OURS:
         plain.pop("status", None)
     return plain
+
+
+def with_status_of(obj: Object, held: Object | None) -> Object:
+    """``obj`` with the status that the object of before had been given by way of its ``/status``."""
+    return {**obj, "status": held["status"]} if held is not None and "status" in held else obj
 
 
 def namespace_object(name: str, labels: dict[str, str], manifest: Object | None) -> Object:

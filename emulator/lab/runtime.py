@@ -21,13 +21,16 @@ from emulator.cluster.kubernetes import node_object, pod_object
 from emulator.cluster.manifests import validate_objects
 from emulator.cluster.model import Cluster, Node, Pod, Topology
 from emulator.cluster.plugin_addresses import PluginAddresses
+from emulator.cluster.service_cluster import with_endpoints
+from emulator.cluster.service_records import carried_over
 from emulator.cni.style import Style
 from emulator.errors import AlreadyExists, ApplyError, NotFound, UserError
 from emulator.lab.effective import learned_routes, without_nodes
 from emulator.lab.machinery import Machinery, Side, readdressed
-from emulator.lab.objects import SERVED_BY, as_given, namespace_object, not_ready
+from emulator.lab.objects import SERVED_BY, as_given, namespace_object, not_ready, with_status_of
 from emulator.lab.pods import served_by
 from emulator.lab.proxies import Beside
+from emulator.lab.service_store import made_here, service_deletes, service_puts
 from emulator.lab.store import Event, Object, Ref, Store, ref_of
 from emulator.plan.build import build
 from emulator.plan.faults import PlanFault, check, in_force, overlay
@@ -147,12 +150,22 @@ class Runtime:
         """Make the objects so, all or none. Raises ManifestError with everything that is wrong with them."""
         with self._lock:
             known = [obj["metadata"]["name"] for obj in self._given.values() if obj["kind"] == NAMESPACE_KIND]
+            objects = [self._updating(obj) for obj in objects]
             checked = [as_given(obj) for obj in validate_objects(objects, namespaces=known)]
             _refuse_nodes(checked)
             given = dict(self._given)
-            given.update({ref_of(obj): obj for obj in checked})
+            given.update({ref_of(obj): with_status_of(obj, self._given.get(ref_of(obj))) for obj in checked})
             events = {event.ref: event for event in self._change(given, gone=frozenset())}
             return [Outcome(ref, _action(events.get(ref))) for ref in map(ref_of, checked)]
+
+    def _updating(self, obj: Object) -> Object:
+        """``obj`` as it is to be checked if it replaces a Service: without what it repeats of another type's fields."""
+        metadata = obj.get("metadata") if isinstance(obj, dict) else None
+        if not isinstance(metadata, dict) or (obj.get("apiVersion"), obj.get("kind")) != ("v1", "Service"):
+            return obj
+        name, namespace = metadata.get("name"), metadata.get("namespace") or "default"
+        held = self.store.get(Ref("", "Service", namespace, name)) if isinstance(name, str) else None
+        return carried_over(obj, held) if held is not None else obj
 
     def create(self, obj: Object) -> Object:
         """A new object; as the store holds it then. Raises AlreadyExists."""
@@ -292,33 +305,53 @@ class Runtime:
         pods = {pod.ns for pod in cluster.pods if pod.node in changed}
         faults = tuple(fault for fault in self._faults if fault.place not in changed and fault.ns not in pods)
         old = self._side(cluster, plan, self._down, self._faults)
+        before = cluster
+        cluster, plan = self._with_endpoints(cluster, plan, cluster, down)
         self._reach(old, self._side(cluster, plan, down, faults), ())
-        cluster, self.plan = self._reported(cluster, plan, self._ipam)
-        self.cluster = cluster
+        cluster, plan = self._reported(cluster, plan, self._ipam)
+        self.cluster, self.plan = cluster, plan
         self._down, self._faults = down, faults
         # Their cables are new, and plugged in.
         self._unplugged = frozenset(pair for pair in self._unplugged if pair[0] not in changed)
         nodes = {node.name: node for node in cluster.nodes if node.name in changed}
         puts = [self._node_object(node) for node in nodes.values()]
         puts += [self._pod_object(pod, nodes[pod.node]) for pod in cluster.pods if pod.node in nodes]
-        self.store.commit(puts)
+        puts += service_puts(before, cluster, self._given.keys())
+        self.store.commit(puts, service_deletes(before, cluster, self._given.keys()))
 
     def _change(self, given: dict[Ref, Object], gone: frozenset[str]) -> list[Event]:
         self._check_whole()
         ipam = self._ipam.copy()
-        cluster = assemble(self.topology, list(given.values()), ipam, self.cluster, gone=gone)
+        cluster = assemble(self.topology, list(given.values()), ipam, self.cluster, gone=gone, down=self._down)
         self.style.check(cluster)
         previous = (self.cluster, self.plan) if self.cluster is not None and self.plan is not None else None
-        proxy = self.proxy.when(cluster) if self.proxy is not None else None
-        plan = build(cluster, self.style, proxy=proxy, wire_accurate=self.wire_accurate, previous=previous)
+        plan = self._planned(cluster, previous)
         faults = self._surviving_faults(cluster, gone)
         old = self._side(*previous, self._down, self._faults) if previous is not None else Side(None)
         new = self._side(cluster, plan, self._down, faults)
         self._reach(old, new, self._routes_to_await(old, new, cluster))
+        assembled = cluster
         cluster, plan = self._reported(cluster, plan, ipam)
+        if cluster is not assembled and cluster.services:
+            # Only now are the addresses known that CNI plugins gave: endpoints, and the rules that lead to them, follow
+            known = self._side(cluster, plan, self._down, faults)
+            cluster, plan = self._with_endpoints(cluster, plan, assembled, self._down)
+            self._reach(known, self._side(cluster, plan, self._down, faults), ())
         before, before_given = self.cluster, self._given
         self._ipam, self._given, self.cluster, self.plan, self._faults = ipam, given, cluster, plan, faults
         return self._commit(before, cluster, before_given, given, gone)
+
+    def _planned(self, cluster: Cluster, previous: tuple[Cluster, Plan] | None) -> Plan:
+        proxy = self.proxy.when(cluster) if self.proxy is not None else None
+        return build(cluster, self.style, proxy=proxy, wire_accurate=self.wire_accurate, previous=previous)
+
+    def _with_endpoints(
+        self, cluster: Cluster, plan: Plan, before: Cluster, down: frozenset[str]
+    ) -> tuple[Cluster, Plan]:
+        """Cluster and plan with the endpoints that follow from pods and nodes as they are now; ``before`` is what
+        the slices in ``cluster`` were made of."""
+        fresh = with_endpoints(cluster, before, down=down)
+        return fresh, plan if fresh.slices is cluster.slices else self._planned(fresh, (cluster, plan))
 
     def _surviving_faults(self, cluster: Cluster, gone: frozenset[str]) -> tuple[PlanFault, ...]:
         """Without those of pods that go: whoever comes under their names is another."""
@@ -394,7 +427,13 @@ class Runtime:
             if had.get(name) != labels or before.get(ref) != given.get(ref):
                 puts.append(namespace_object(name, labels, given.get(ref)))
         deletes += [Ref("", NAMESPACE_KIND, "", name) for name in had if name not in cluster.namespaces]
-        puts += [obj for ref, obj in given.items() if ref.kind not in (NAMESPACE_KIND, POD_KIND)]
+        puts += [
+            obj
+            for ref, obj in given.items()
+            if before.get(ref) is not obj and ref.kind not in (NAMESPACE_KIND, POD_KIND) and not made_here(ref, cluster)
+        ]
+        puts += service_puts(old, cluster, given.keys())
+        deletes += service_deletes(old, cluster, given.keys())
         known_nodes = {node.name: node for node in old.nodes} if old is not None else {}
         puts += [self._node_object(node) for node in cluster.nodes if known_nodes.get(node.name) != node]
         known_pods = {pod.key: pod for pod in old.pods} if old is not None else {}
