@@ -17,7 +17,7 @@ import msgspec
 from emulator.cluster.ipam import AttachesInterfaces, ConfiguredIpam, Ipam, TakesRequests
 from emulator.cluster.kinds import INITIAL_NAMESPACES
 from emulator.cluster.model import Cluster, Machine, Node, Pod, Topology
-from emulator.cluster.podspec import Meta, PodSpec, containers
+from emulator.cluster.podspec import Meta, PodSpec, containers, dns_config
 from emulator.cluster.scheduling import Scheduler, matches_node
 from emulator.cluster.service_cluster import with_services
 from emulator.cluster.validation import LABEL_MAX
@@ -213,6 +213,8 @@ def _record(one: Wanted, name: str, node: str, addresses: tuple[str, ...], incar
         hostname=hostname,
         subdomain=spec.subdomain or "",
         restart_policy=spec.restart_policy or "Always",
+        dns_policy=spec.dns_policy or "ClusterFirst",
+        dns=dns_config(spec),
         incarnation=incarnation,
         named_host=bool(spec.hostname) or one.owner.startswith("StatefulSet/"),
     )

@@ -161,10 +161,22 @@ class Vpc(msgspec.Struct, frozen=True, omit_defaults=True):
         raise KeyError(address)
 
 
+class Upstream(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The DNS resolver outside the cluster: the host that serves it, and all the names that it knows.
+
+    ``records`` maps a name to addresses, or to one other name (CNAME). ``addresses`` are the host's.
+    """
+
+    host: str
+    addresses: tuple[str, ...]
+    records: dict[str, tuple[str, ...]] = {}
+
+
 class Topology(msgspec.Struct, frozen=True, omit_defaults=True):
     """A resolved topology. ``machines`` and ``switches`` keep the file's order.
 
-    ``vpc`` describes the cloud's network, for styles that live in one; others do not look at it.
+    ``vpc`` describes the cloud's network, for styles that live in one; others do not look at it. ``upstream`` is what
+    nodes ask for names.
     """
 
     name: str
@@ -174,6 +186,7 @@ class Topology(msgspec.Struct, frozen=True, omit_defaults=True):
     service_cidrs: tuple[str, ...]
     node_cidrs: tuple[str, ...]
     vpc: Vpc | None = None
+    upstream: Upstream | None = None
 
     def of_kind(self, kind: Literal["node", "router", "host"]) -> tuple[Machine, ...]:
         """The machines of one kind, in the file's order."""
@@ -197,6 +210,17 @@ class Container(msgspec.Struct, frozen=True, omit_defaults=True):
     command: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
     image: str = ""
+
+
+DnsPolicy = Literal["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"]
+
+
+class DnsConfig(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A pod's ``dnsConfig``. ``options`` as resolv.conf has them: ``ndots:2``, ``single-request``."""
+
+    nameservers: tuple[str, ...] = ()
+    searches: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
 
 
 class Pod(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -228,6 +252,8 @@ class Pod(msgspec.Struct, frozen=True, omit_defaults=True):
     ready: bool = True
     terminating: bool = False
     named_host: bool = False
+    dns_policy: DnsPolicy = "ClusterFirst"
+    dns: DnsConfig = DnsConfig()
 
     @property
     def key(self) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from emulator.cluster.model import Container, ContainerPort
+from emulator.cluster.model import Container, ContainerPort, DnsConfig, DnsPolicy
 
 
 class PortSpec(msgspec.Struct, frozen=True, rename="camel"):
@@ -41,6 +41,21 @@ class ContainerSpec(msgspec.Struct, frozen=True, rename="camel"):
     image: str | None = None
 
 
+class DnsOptionSpec(msgspec.Struct, frozen=True, rename="camel"):
+    """v1 PodDNSConfigOption."""
+
+    name: str = ""
+    value: str | None = None
+
+
+class DnsConfigSpec(msgspec.Struct, frozen=True, rename="camel"):
+    """v1 PodDNSConfig."""
+
+    nameservers: list[str] | None = None
+    searches: list[str] | None = None
+    options: list[DnsOptionSpec] | None = None
+
+
 class PodSpec(msgspec.Struct, frozen=True, rename="camel"):
     """v1 PodSpec."""
 
@@ -54,6 +69,9 @@ class PodSpec(msgspec.Struct, frozen=True, rename="camel"):
     subdomain: str | None = None
     restart_policy: Literal["Always", "OnFailure", "Never"] | None = None
     service_account_name: str | None = None
+    # Left out of a template's hash where they are not given, so that pods' names do not depend on them
+    dns_policy: DnsPolicy | msgspec.UnsetType | None = msgspec.UNSET
+    dns_config: DnsConfigSpec | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class Meta(msgspec.Struct, frozen=True, rename="camel"):
@@ -103,3 +121,15 @@ def _container(spec: ContainerSpec) -> Container:
     command = (*spec.command, *(spec.args or ())) if spec.command else ()
     env = tuple((one.name, one.value or "") for one in spec.env or ())
     return Container(spec.name, ports, command, env, spec.image or "")
+
+
+_PLAIN_DNS = DnsConfig()
+
+
+def dns_config(spec: PodSpec) -> DnsConfig:
+    """What the pod wants in its resolv.conf beyond what its policy gives."""
+    given = spec.dns_config
+    if not given:
+        return _PLAIN_DNS
+    options = tuple(f"{one.name}:{one.value}" if one.value else one.name for one in given.options or ())
+    return DnsConfig(tuple(given.nameservers or ()), tuple(given.searches or ()), options)
