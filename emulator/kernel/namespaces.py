@@ -96,6 +96,12 @@ def read_sysctl(name: str) -> str:
         os.close(descriptor)
 
 
+def is_off_anyway(name: str, value: str) -> bool:
+    """Whether a kernel parameter that does not exist is as good as one with that value: while br_netfilter is not
+    loaded, no bridge asks iptables, and only the machine's root could load it."""
+    return name.startswith("net/bridge/bridge-nf-call-") and value == "0"
+
+
 @dataclass(frozen=True)
 class MachineHandle:
     """The namespaces of a running machine, as open descriptors: they stay valid when its shell dies."""

@@ -425,7 +425,8 @@ class Wiring:
                         self._original[ns, item.name] = namespaces.read_sysctl(item.name)
                     namespaces.write_sysctl(item.name, item.value)
                 except OSError as error:
-                    raise refused(item, os.strerror(error.errno or 0)) from error
+                    if error.errno != ENOENT or not namespaces.is_off_anyway(item.name, item.value):
+                        raise refused(item, os.strerror(error.errno or 0)) from error
                 done(item)
 
     def restore_sysctls(self, items: Iterable[Sysctl], done: Done) -> None:
