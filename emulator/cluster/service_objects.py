@@ -130,7 +130,7 @@ def _endpoint(endpoint: Endpoint) -> Object:
 
 def _target(pod: str) -> Object:
     namespace, _, name = pod.partition("/")
-    return {"kind": "Pod", "namespace": namespace, "name": name, "uid": object_uid("Pod", namespace, name)}
+    return {"kind": "Pod", "namespace": namespace, "name": name}
 
 
 def endpoints_object(service: Service, slices: Iterable[EndpointSlice]) -> Object:

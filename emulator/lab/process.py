@@ -98,6 +98,7 @@ def main() -> int:
 
 def _wire(boot: Boot, reporter: Reporter) -> Any:
     reporter.progress("starting")
+    from emulator.cluster.addons import kubernetes_service
     from emulator.cni.styles import load_style, style_key
     from emulator.kernel.capabilities import probe_for_use
     from emulator.kernel.stand_ins import fitting
@@ -117,7 +118,13 @@ def _wire(boot: Boot, reporter: Reporter) -> Any:
     proxy = Beside(boot.style, style, boot.topology, missing)
     machinery = Machinery(allow_missing=boot.allow_missing)
     runtime = Runtime(
-        boot.topology, style, machinery, proxy=proxy, wire_accurate=boot.wire_accurate, progress=reporter.progress
+        boot.topology,
+        style,
+        machinery,
+        proxy=proxy,
+        addons=[kubernetes_service(boot.topology)],
+        wire_accurate=boot.wire_accurate,
+        progress=reporter.progress,
     )
     runtime.start(boot.objects)
     taken = 0.0

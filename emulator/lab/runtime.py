@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from emulator.cluster.addons import missing_addons
 from emulator.cluster.assemble import assemble
 from emulator.cluster.ipam import Ipam
 from emulator.cluster.kinds import INITIAL_NAMESPACES
@@ -66,6 +67,8 @@ class Runtime:
         machinery: Machinery,
         *,
         proxy: Beside | None = None,
+        addons: Sequence[Object] = (),
+        addons_at_once: bool = False,
         wire_accurate: bool,
         progress: Progress,
     ) -> None:
@@ -73,6 +76,10 @@ class Runtime:
         self.style = style
         self.machinery = machinery
         self.proxy = proxy
+        # They come with the first Service (or at once), after the user's own pods
+        self._addons = [as_given(obj) for obj in validate_objects(addons)] if addons else []
+        self._addons_at_once = addons_at_once
+        self._addons_begun = False
         self.store = Store()
         self.wire_accurate = wire_accurate
         self.broken = ""
@@ -321,6 +328,8 @@ class Runtime:
 
     def _change(self, given: dict[Ref, Object], gone: frozenset[str]) -> list[Event]:
         self._check_whole()
+        extra = missing_addons(given.values(), self._addons, begun=self._addons_begun, at_once=self._addons_at_once)
+        given = {**given, **{ref_of(obj): obj for obj in extra}}
         ipam = self._ipam.copy()
         cluster = assemble(self.topology, list(given.values()), ipam, self.cluster, gone=gone, down=self._down)
         self.style.check(cluster)
@@ -338,6 +347,7 @@ class Runtime:
             cluster, plan = self._with_endpoints(cluster, plan, assembled, self._down)
             self._reach(known, self._side(cluster, plan, self._down, faults), ())
         before, before_given = self.cluster, self._given
+        self._addons_begun = self._addons_begun or bool(extra)
         self._ipam, self._given, self.cluster, self.plan, self._faults = ipam, given, cluster, plan, faults
         return self._commit(before, cluster, before_given, given, gone)
 
