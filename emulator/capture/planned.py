@@ -104,7 +104,7 @@ class Planned:
         return self._best[address]
 
     def best_but_learned(self, address: str) -> Route | None:
-        """The longest match of the main table if routing daemons had not brought the longer ones that lead elsewhere."""
+        """The longest match of the main table without the routes to elsewhere that routing daemons bring."""
         absent: set[Route] = set()
         item = self.best(address)
         while isinstance(item, Route) and item.learned and item.type == "unicast":

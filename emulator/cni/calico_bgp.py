@@ -16,9 +16,11 @@ confd/etc/calico/confd/templates/bird.cfg.template; docs.tigera.io "Configure BG
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from emulator.cluster.model import Cluster, Machine, Node
+from emulator.cluster.system_pods import environments
+from emulator.cluster.validation import invalid, parse_address
 from emulator.cni.bgp_fabric import (
     BIRD,
     addresses_of,
@@ -32,14 +34,16 @@ from emulator.cni.bgp_fabric import (
 )
 from emulator.cni.calico_settings import Peering, Settings
 from emulator.cni.calico_tunnels import is_felixs
-from emulator.errors import UserError
+from emulator.errors import ManifestError, Problem, UserError
 from emulator.plan.addressing import contains, families_of, family_of, host_prefix, of_family
 from emulator.plan.model import AnyObject, Daemon, Family, File, Route
 from emulator.routing.bgp import Path, Session, settle
-from emulator.routing.bird import FamilyRouting, Peer, Speaker, bird_config, router_id
+from emulator.routing.bird import FamilyRouting, Peer, Speaker, bird_config, hashed_router_id, router_id
 from emulator.routing.bird_router import RouterFamily
 
 CONFD = "confd"
+CALICO_NODE = "calico-node"  # DaemonSet and container of manifests/calico.yaml
+ROUTER_ID = "CALICO_ROUTER_ID"  # confd templates, bird.cfg
 
 NODE_CONFIG, NODE_SOCKET = "/etc/calico/confd/config/bird.cfg", "/run/calico/bird.ctl"
 
@@ -53,6 +57,7 @@ class Network:
     sessions: tuple[Session, ...]
     machines: Mapping[str, Machine]
     plain: bool  # a full mesh and nothing else: everybody has every prefix from its origin
+    router_ids: Mapping[str, str]
     _found: dict[str, dict[str, Path]] = field(default_factory=dict)
 
     def of(self, speaker: str, family: Family) -> tuple[Session, ...]:
@@ -72,9 +77,8 @@ class Network:
         if self.plain:
             direct = Path(of_family(origin.addresses, family))
             return {node.name: direct for node in self.cluster.nodes if node.name != origin.name}
-        ids = {name: router_id(name, addresses_of(machine)) for name, machine in self.machines.items()}
         tables = settle(
-            ids,
+            self.router_ids,
             [each for each in self.sessions if family_of(each.local_address) == family],
             {prefix: origin.name},
             self._exports,
@@ -102,10 +106,29 @@ def network_of(cluster: Cluster, settings: Settings) -> Network:
     sessions: dict[tuple[str, str, int], Session] = {}
     for each in (*_mesh(cluster, settings), *_peerings(cluster, settings, machines), *fabric_sessions(cluster)):
         sessions.setdefault((each.local, each.remote_address, each.port), each)
-    plain = settings.mesh and not settings.clusters and not settings.peerings
-    made = Network(cluster, settings, tuple(sessions.values()), machines, plain)
+    ids = router_ids(cluster, machines)
+    plain = settings.mesh and not settings.clusters and not settings.peerings and len(set(ids.values())) == len(ids)
+    made = Network(cluster, settings, tuple(sessions.values()), machines, plain, ids)
     _latest[:] = [made]
     return made
+
+
+def router_ids(cluster: Cluster, machines: Mapping[str, Machine]) -> dict[str, str]:
+    """The BGP identifiers of all speakers. On nodes ``CALICO_ROUTER_ID`` of calico-node counts: ``hash``, or an address
+    that its DaemonSet gives to all of them alike. Raises ManifestError."""
+    ids = {name: router_id(name, addresses_of(machine)) for name, machine in machines.items()}
+    for node, environment in environments(cluster, CALICO_NODE).items():
+        wish = environment.get(ROUTER_ID, "")
+        if not wish:
+            continue
+        address = parse_address(wish)
+        if wish != "hash" and (address is None or address.version != 4 or not int(address)):
+            path = f"spec.template.spec.containers[{CALICO_NODE}].env[{ROUTER_ID}]"
+            raise ManifestError(
+                [Problem("", f"DaemonSet {CALICO_NODE}", path, invalid(wish, "must be hash, or an IPv4 address"))]
+            )
+        ids[node] = hashed_router_id(node) if wish == "hash" else wish
+    return ids
 
 
 # -- who peers with whom ------------------------------------------------------------------------------------------
@@ -257,7 +280,7 @@ def _speaker(network: Network, node: Node) -> Speaker:
         )
     return Speaker(
         node=node.name,
-        router_id=router_id(node.name, node.addresses),
+        router_id=network.router_ids[node.name],
         asn=settings.asns[node.name],
         families=tuple(families),
     )
@@ -359,6 +382,10 @@ def check_reachable(cluster: Cluster, settings: Settings) -> None:
     """Raise UserError if packets without encapsulation would get lost between two nodes: a router in between that does
     not know the pods, or no session."""
     network = network_of(cluster, settings)
+    # Identifiers that clash are a fault for people to see, not a network that was never meant to work.
+    own = {name: router_id(name, addresses_of(machine)) for name, machine in network.machines.items()}
+    if network.router_ids != own:
+        network = replace(network, router_ids=own, _found={})
     owner_of = owners(cluster.topology.machines)
     machines = {machine.name: machine for machine in cluster.topology.machines}
     for node in cluster.nodes:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import msgspec
 
+from emulator.cluster import system_pods
 from emulator.cluster.model import Cluster, Machine, Node, Pod
 from emulator.plan.model import AnyObject, Bridge, CniAttachment, Ipip, Key, Offloads, Plan, Tun, Veth, Vxlan
 from emulator.plan.underlay import underlay
@@ -126,6 +127,8 @@ def _reusable(before: Cluster, now: Cluster, fragments: dict[str, Fragment]) -> 
     if before.topology is not now.topology and before.topology != now.topology:
         return {}
     keep = {"underlay"}
+    if system_pods.told(before) != system_pods.told(now):
+        return {key: fragment for key, fragment in fragments.items() if key in keep}
     old_nodes = {node.name: node for node in before.nodes}
     new_nodes = {node.name: node for node in now.nodes}
     old_pods = {pod.key: pod for pod in before.pods}

@@ -77,8 +77,8 @@ def settle(
     router_ids: Mapping[str, str], sessions: Sequence[Session], origins: Mapping[str, str], exports: Exports
 ) -> dict[str, dict[str, Path]]:
     """The best path to each prefix at each speaker, by speaker and prefix. ``origins`` are the speakers that prefixes
-    belong to. A session counts if its other end is configured to match."""
-    pairs = _established(sessions)
+    belong to. A session counts if its other end is configured to match, and has another router id in the same AS."""
+    pairs = _established(sessions, router_ids)
     tables: dict[str, dict[str, Path]] = {speaker: {} for speaker in router_ids}
     for prefix, origin in origins.items():
         heard: defaultdict[str, dict[Session, Path]] = defaultdict(dict)
@@ -115,8 +115,9 @@ def settle(
     return tables
 
 
-def _established(sessions: Iterable[Session]) -> list[tuple[Session, Session]]:
-    """Both ends of each session that comes up, each way round."""
+def _established(sessions: Iterable[Session], router_ids: Mapping[str, str]) -> list[tuple[Session, Session]]:
+    """Both ends of each session that comes up, each way round. Within an AS no two speakers may have the same
+    identifier: the OPEN is answered by NOTIFICATION 2/3, Bad BGP Identifier (RFC 6286, 2.2)."""
     ends = {(each.local_address, each.remote_address): each for each in sessions}
     return [
         (each, other)
@@ -124,6 +125,7 @@ def _established(sessions: Iterable[Session]) -> list[tuple[Session, Session]]:
         if (other := ends.get((each.remote_address, each.local_address))) is not None
         and (each.local_asn, each.remote_asn, each.password) == (other.remote_asn, other.local_asn, other.password)
         and not (each.passive and other.passive)
+        and not (each.internal and router_ids[each.local] == router_ids[other.local])
     ]
 
 

@@ -94,13 +94,18 @@ def mesh_peer(local: str, remote: str, asn: int, node: str) -> Peer:
 
 
 def router_id(node: str, addresses: tuple[str, ...]) -> str:
-    """The node's IPv4 address; without one a number hashed from its name (``CALICO_ROUTER_ID=hash``, confd HashToIPv4).
+    """The node's IPv4 address; without one a number hashed from its name (confd HashToIPv4).
 
     BGP wants 32 bits that differ between speakers and are no multicast address.
     """
     for address in addresses:
         if ip_address(address).version == 4:
             return address
+    return hashed_router_id(node)
+
+
+def hashed_router_id(node: str) -> str:
+    """A number hashed from a node's name, as an address."""
     first, *rest = hashlib.sha256(node.encode()).digest()[:4]
     first = first - 32 if first > 223 else first
     return str(ip_address(bytes((first or 1, *rest))))

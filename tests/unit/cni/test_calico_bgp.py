@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from emulator.errors import UserError
+from emulator.cluster.assemble import assemble
+from emulator.errors import ManifestError, UserError
 from emulator.plan.build import build
 from emulator.plan.model import Daemon, File, Route
 
@@ -183,3 +184,55 @@ def test_a_borrowed_address_is_told_to_routers_too(planned: Any) -> None:
         "router/tor1": "192.168.51.11",
         "router/tor2": "10.0.0.1",
     }
+
+
+# The environment of calico-node
+
+
+def calico_node(value: str) -> dict[str, Any]:
+    container = {"name": "calico-node", "image": "calico/node", "env": [{"name": "CALICO_ROUTER_ID", "value": value}]}
+    labels = {"k8s-app": "calico-node"}
+    template = {"metadata": {"labels": labels}, "spec": {"hostNetwork": True, "containers": [container]}}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": {"name": "calico-node", "namespace": "kube-system"},
+        "spec": {"selector": {"matchLabels": labels}, "template": template},
+    }
+
+
+def test_one_router_id_for_all_nodes_leaves_them_without_routes(planned: Any) -> None:
+    made = planned("calico", objects=[calico_node("192.168.50.11")])
+    assert [learned(made, f"node/{name}") for name in ("n1", "n2", "n3")] == [{}, {}, {}]
+    for name in ("n1", "n2", "n3"):
+        assert "router id 192.168.50.11;" in bird(made, f"node/{name}")
+
+
+def test_hashed_router_ids_differ_and_change_nothing_else(planned: Any) -> None:
+    made, plain = planned("calico", objects=[calico_node("hash")]), planned("calico")
+    ids = {bird(made, f"node/{name}").partition("router id ")[2].partition(";")[0] for name in ("n1", "n2", "n3")}
+    assert len(ids) == 3
+    assert not any(each.startswith("192.168.50.") for each in ids)
+    assert [learned(made, f"node/{name}") for name in ("n1", "n2")] == [
+        learned(plain, f"node/{n}") for n in ("n1", "n2")
+    ]
+
+
+def test_an_empty_router_id_is_none(planned: Any) -> None:
+    assert "router id 192.168.50.12;" in bird(planned("calico", objects=[calico_node("")]), "node/n2")
+
+
+@pytest.mark.parametrize("value", ["n1", "fd00::1", "0.0.0.0", "192.168.50.11; }"])
+def test_what_is_no_router_id_is_refused(planned: Any, value: str) -> None:
+    with pytest.raises(ManifestError, match="must be hash, or an IPv4 address") as caught:
+        planned("calico", objects=[calico_node(value)])
+    assert caught.value.problems[0].subject == "DaemonSet calico-node"
+
+
+def test_a_changed_environment_plans_every_node_anew(planned: Any) -> None:
+    plain = planned("calico")
+    cluster = assemble(plain.cluster.topology, [calico_node("192.168.50.11")], plain.ipam, plain.cluster)
+    plan = build(cluster, plain.style, previous=(plain.cluster, plain.plan))
+    for name in ("n1", "n2", "n3"):
+        (file,) = [item for item in plan.in_namespace(f"node/{name}") if isinstance(item, File) and "bird" in item.path]
+        assert "router id 192.168.50.11;" in file.content

@@ -109,3 +109,12 @@ def test_ends_that_do_not_match_make_no_session() -> None:
 def test_what_a_filter_holds_back_is_not_told() -> None:
     sessions = [*both("a", "b"), *both("a", "c")]
     assert settled(sessions, exports=lambda speaker, _: speaker != "a") == {}
+
+
+def test_within_an_as_no_two_speakers_may_have_one_identifier() -> None:
+    """RFC 6286, 2.2: what would be the second one's OPEN is refused."""
+    same = {**IDS, "b": IDS["a"]}
+    tables = settle(same, [*both("a", "b"), *both("a", "c")], {PREFIX: "a"}, lambda *_: True)
+    assert {name for name, table in tables.items() if table} == {"a", "c"}
+    apart = settle(same, both("a", "b", 64512, 64513), {PREFIX: "a"}, lambda *_: True)
+    assert {name for name, table in apart.items() if table} == {"a", "b"}
