@@ -17,7 +17,7 @@ from emulator.kernel.daemons import Supervisor
 from emulator.kernel.impairment import Impairments
 from emulator.kernel.inventory import Inventory
 from emulator.kernel.node_files import remove_files, write_files
-from emulator.kernel.rulesets import Rulesets
+from emulator.kernel.rulesets import Backend, Rulesets
 from emulator.kernel.underlay import LabNet
 from emulator.kernel.wireguard import Wireguards
 from emulator.kernel.wiring import Wired, Wiring
@@ -35,6 +35,7 @@ from emulator.plan.model import (
     NftRules,
     NftTable,
     Offloads,
+    ProxyRules,
     Route,
     Sysctl,
     Wireguard,
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str], None]
 T = TypeVar("T")
 
-_RULESETS = (IptablesRules, NftTable, NftRules, IpSet)
+_RULESETS = (IptablesRules, NftTable, NftRules, IpSet, ProxyRules)
 _NOT_WIRED = (*_RULESETS, Offloads, Impairment, File, Daemon, CniAttachment, WireguardPeer)
 
 
@@ -66,11 +67,12 @@ class Applier:
         allow_missing: bool = False,
         on_death: Callable[[str, str, str], None] | None = None,
         on_namespace: Callable[[str], None] | None = None,
+        iptables: Backend = "",
     ) -> None:
         self.net = net if net is not None else LabNet()
         self.inventory = Inventory()
         self.wiring = Wiring(self.net, self.inventory)
-        self.rulesets = Rulesets(self.net)
+        self.rulesets = Rulesets(self.net, iptables, self.inventory.held_in)
         self.supervisor = Supervisor(self.net, on_death)
         self.attachments: Attachments | None = None  # before the first pod that plugins attach
         self.impairments = Impairments(self.wiring.netns, allow_missing=allow_missing)
@@ -116,6 +118,11 @@ class Applier:
 
         wanted = [item for item in objects if isinstance(item, Route) and item.learned]
         wait_learned(wanted, self.wiring.channel, self.wiring.netns, self.supervisor, timeout, progress or _silent)
+
+    def repair_proxy(self, *, always: bool = False) -> list[str]:
+        """Put a service proxy's rules back where somebody flushed them (see :meth:`Rulesets.repair`); what was done, a
+        line each."""
+        return self.rulesets.repair((item for item in self.inventory if isinstance(item, ProxyRules)), always=always)
 
     def close(self) -> None:
         """End daemons and shells and let go of all descriptors. The namespaces die with the sandbox."""

@@ -50,6 +50,7 @@ from emulator.plan.model import (
     Offloads,
     Plan,
     PolicyRule,
+    ProxyRules,
     Route,
     Sysctl,
     Tun,
@@ -156,7 +157,7 @@ def differences(plan: Plan, applier: Applier) -> list[str]:
     found += applier.wireguards.differences(_of(plan, Wireguard), _of(plan, WireguardPeer))
     found += applier.impairments.differences(_of(plan, Impairment))
     found += attachments.differences() if attachments is not None else []
-    kinds = (IptablesRules, NftTable, NftRules, IpSet)
+    kinds = (IptablesRules, NftTable, NftRules, IpSet, ProxyRules)
     rules = {ns: [item for item in items if isinstance(item, kinds)] for ns, items in grouped.items()}
     return found + rules_readback.differences({ns: items for ns, items in rules.items() if items}, applier.rulesets)
 

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from emulator.kernel import nft_listing
 from emulator.kernel.namespaces import in_parallel
 from emulator.kernel.nft_rules import listing
-from emulator.kernel.rulesets import PATH, Ruleset, Rulesets
+from emulator.kernel.rule_tools import PATH
+from emulator.kernel.rulesets import Ruleset, Rulesets
 from emulator.kernel.syscalls import CLONE_NEWNET, unshare
-from emulator.plan.model import IptablesRules, NftRules
+from emulator.plan.model import IptablesRules, NftRules, ProxyRules
 
 OURS = "cnilab_"  # tables of the hook meter and of lossy links: measuring, not planned
 # What iptables-nft keeps in nftables; compared as iptables rules.
@@ -77,7 +78,7 @@ def _compare_parts(item: NftRules, there: nft_listing.Listing, rulesets: Ruleset
 
 def _compare(wanted: Loaded, there: Loaded, planned: Sequence[Ruleset]) -> list[str]:
     found: list[str] = []
-    has_iptables = any(isinstance(item, IptablesRules) for item in planned)
+    has_iptables = any(isinstance(item, (IptablesRules, ProxyRules)) for item in planned)
     for chain, rules in wanted.chains.items() if has_iptables else ():
         name = " ".join(chain)
         if chain not in there.chains:
@@ -99,8 +100,9 @@ def _by_name(what: str, wanted: Mapping[str, object], there: Mapping[str, object
 
 
 def _as_sets(name: str, wanted: Sequence[str], there: Sequence[str]) -> list[str]:
-    missing = [f"chain {name}: rule is not there: {rule}" for rule in wanted if rule not in there]
-    return missing + [f"chain {name}: rule is not planned: {rule}" for rule in there if rule not in wanted]
+    expected, found = set(wanted), set(there)
+    missing = [f"chain {name}: rule is not there: {rule}" for rule in wanted if rule not in found]
+    return missing + [f"chain {name}: rule is not planned: {rule}" for rule in there if rule not in expected]
 
 
 def read_loaded(backend: str, skipped: Collection[str] = ()) -> Loaded:

@@ -13,26 +13,27 @@ import os
 import re
 import subprocess
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from emulator.errors import ApplyError, Unsupported
+from emulator.kernel import proxy_tables
 from emulator.kernel.namespaces import enter, in_parallel, in_thread
 from emulator.kernel.netns import netns_path
 from emulator.kernel.nft_rules import NftLoader
+from emulator.kernel.rule_tools import TIMEOUT, run_tool
 from emulator.kernel.syscalls import CLONE_NEWNET, setns
 from emulator.kernel.underlay import LabNet
 from emulator.plan.describe import describe
 from emulator.plan.iptables import remove_text, restore_text
-from emulator.plan.model import UNDERLAY, AnyObject, IpSet, IptablesRules, NftRules, NftTable
+from emulator.plan.model import UNDERLAY, AnyObject, IpSet, IptablesRules, NftRules, NftTable, ProxyRules
 
-Ruleset = IptablesRules | NftTable | NftRules | IpSet
+Ruleset = IptablesRules | NftTable | NftRules | IpSet | ProxyRules
 Done = Callable[[AnyObject], None]
+Backend = Literal["", "nf_tables", "legacy"]
 
 LOCK_WAIT = "5"  # seconds, for the legacy back end's /run/xtables.lock
-TIMEOUT = 60.0  # seconds for one tool; a thousand rules take well under one
-PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 _LINE = re.compile(r"line:? (\d+)")
 _SAFE_MEMBER = re.compile(r"[0-9A-Za-z.:/,_-]+")
@@ -52,11 +53,20 @@ class _Text:
 
 
 class Rulesets:
-    """Loads rules into the machines of ``net``."""
+    """Loads rules into the machines of ``net``.
 
-    def __init__(self, net: LabNet) -> None:
+    ``backend`` is the iptables back end to use; empty, it is found out. ``held`` tells what a namespace holds already.
+    """
+
+    def __init__(
+        self,
+        net: LabNet,
+        backend: Backend = "",
+        held: Callable[[str], Iterable[AnyObject]] = lambda _: (),
+    ) -> None:
         self._net = net
-        self._backend: Literal["", "nf_tables", "legacy"] = ""
+        self._backend: Backend = backend
+        self._held = held
         self._nft = NftLoader()
 
     @property
@@ -86,17 +96,14 @@ class Rulesets:
                 grouped[item.ns].append((old, new))
         if not grouped:
             return
-        if not self._backend and any(isinstance(new or old, IptablesRules) for old, new in work):
+        if not self._backend and any(isinstance(new or old, (IptablesRules, ProxyRules)) for old, new in work):
             self._backend = self._probe(next(iter(grouped)))
         finished: defaultdict[str, list[Ruleset]] = defaultdict(list)
 
         def visit(ns: str) -> Callable[[], None]:
             def body() -> None:
                 self.enter(ns)
-                for text in self._texts(grouped[ns]):
-                    _feed(ns, text, finished[ns].append)
-                for old, new in grouped[ns]:
-                    self._change_parts(ns, old, new, finished[ns].append)
+                self._load(ns, grouped[ns], finished[ns].append)
 
             return body
 
@@ -110,10 +117,64 @@ class Rulesets:
 
     def load_here(self, items: Sequence[Ruleset]) -> None:
         """Load rules into the namespace that this thread is in. Raises ApplyError."""
-        for text in self._texts([(None, item) for item in items]):
-            _feed("here", text, lambda _: None)
+        self._load("here", [(None, item) for item in items], lambda _: None)
+
+    def _load(
+        self, ns: str, work: Sequence[tuple[Ruleset | None, Ruleset | None]], finished: Callable[[Ruleset], None]
+    ) -> None:
+        """Do the work in the namespace that this thread is in. A proxy's rules come before all others when they go,
+        and after them when they come: kube-proxy's jumps stand below those that a CNI puts first."""
+        for old, new in work:
+            if isinstance(old, ProxyRules) and new is None:
+                proxy_tables.remove(self._backend, ns, old)
+                finished(old)
+        for text in self._texts(work):
+            _feed(ns, text, finished)
+        for old, new in work:
+            if isinstance(new, ProxyRules):
+                before = old if isinstance(old, ProxyRules) else None
+                proxy_tables.load(self._backend, ns, new, before, self._beside(ns, work))
+                finished(new)
+            else:
+                self._change_parts(ns, old, new, finished)
+
+    def _beside(self, ns: str, work: Sequence[tuple[Ruleset | None, Ruleset | None]]) -> Iterator[IptablesRules]:
+        """The iptables rules of others in the namespace once the work is done."""
+        touched = {item.key for pair in work for item in pair if item is not None}
+        yield from (item for item in self._held(ns) if isinstance(item, IptablesRules) and item.key not in touched)
+        yield from (new for _, new in work if isinstance(new, IptablesRules))
+
+    def repair(self, items: Iterable[ProxyRules], *, always: bool = False) -> list[str]:
+        """Look after a proxy's rules, as it does itself every thirty seconds: where a canary is gone, everything is
+        written anew. ``always``: everywhere, as it does every hour. A line for each that was repaired.
+
+        Raises ApplyError.
+        """
+        grouped: defaultdict[str, list[ProxyRules]] = defaultdict(list)
         for item in items:
-            self._change_parts("here", None, item, lambda _: None)
+            grouped[item.ns].append(item)
+
+        def visit(ns: str) -> Callable[[], list[str]]:
+            def body() -> list[str]:
+                self.enter(ns)
+                done = []
+                for item in grouped[ns]:
+                    lost = proxy_tables.flushed(self._backend, item)
+                    if lost or always:
+                        beside = [each for each in self._held(ns) if isinstance(each, IptablesRules)]
+                        proxy_tables.repair(self._backend, ns, item, beside)
+                        reason = f"the canary of {', '.join(lost)} was gone" if lost else "a full sync"
+                        done.append(f"{ns}: {describe(item)}: written anew: {reason}")
+                return done
+
+            return body
+
+        told: list[str] = []
+        for result in in_parallel({ns: visit(ns) for ns in grouped}, os.cpu_count() or 1).values():
+            if isinstance(result, Exception):
+                raise result
+            told += result
+        return told
 
     def _change_parts(
         self, ns: str, old: Ruleset | None, new: Ruleset | None, finished: Callable[[Ruleset], None]
@@ -137,12 +198,12 @@ class Rulesets:
         finally:
             os.close(descriptor)
 
-    def _probe(self, ns: str) -> Literal["nf_tables", "legacy"]:
-        def body() -> Literal["nf_tables", "legacy"] | None:
+    def _probe(self, ns: str) -> Backend:
+        def body() -> Backend | None:
             self.enter(ns)
             for backend, tool in (("nf_tables", "iptables-nft-restore"), ("legacy", "iptables-legacy-restore")):
                 try:
-                    _tool((tool, "--noflush"), "*nat\n:CNILAB-PROBE - [0:0]\n-X CNILAB-PROBE\nCOMMIT\n")
+                    run_tool((tool, "--noflush"), "*nat\n:CNILAB-PROBE - [0:0]\n-X CNILAB-PROBE\nCOMMIT\n")
                 except (OSError, subprocess.SubprocessError):
                     continue
                 return "nf_tables" if backend == "nf_tables" else "legacy"
@@ -212,21 +273,9 @@ def _drop_text(item: NftTable) -> str:
     return f"table {item.family} {item.name} {{}}\ndelete table {item.family} {item.name}\n"
 
 
-def _tool(argv: tuple[str, ...], text: str) -> None:
-    subprocess.run(
-        argv,
-        input=text,
-        text=True,
-        check=True,
-        capture_output=True,
-        timeout=TIMEOUT,
-        env={"PATH": PATH, "LC_ALL": "C"},
-    )
-
-
 def _feed(ns: str, text: _Text, finished: Callable[[Ruleset], None]) -> None:
     try:
-        _tool(text.argv, text.whole)
+        run_tool(text.argv, text.whole)
     except FileNotFoundError as error:
         raise Unsupported(
             f"{text.argv[0]} is not installed", hint="`cnilab doctor` names the package", features=(text.argv[0],)

@@ -25,6 +25,7 @@ from emulator.plan.model import (
     Offloads,
     PlanObject,
     PolicyRule,
+    ProxyRules,
     Route,
     Sysctl,
     Tun,
@@ -189,6 +190,14 @@ def _iptables(item: IptablesRules) -> str:
     program = "iptables" if item.family == 4 else "ip6tables"
     rules = sum(len(chain.rules) for chain in item.chains)
     return f"{program} -t {item.table}: {item.owner}, {_count(len(item.chains), 'chain')}, {_count(rules, 'rule')}"
+
+
+@describe.register
+def _proxy_rules(item: ProxyRules) -> str:
+    program = "iptables" if item.family == 4 else "ip6tables"
+    chains = sum(len(each) for each in item.tables.values())
+    rules = sum(text.count("\n") for each in item.tables.values() for text in each.values())
+    return f"{program}: {item.owner}, {_count(chains, 'chain')}, {_count(rules, 'rule')}"
 
 
 @describe.register

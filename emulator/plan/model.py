@@ -341,6 +341,25 @@ class IptablesRules(PlanObject, frozen=True, kw_only=True):
         return ("iptables", self.ns, self.family, self.table, self.owner)
 
 
+class ProxyRules(PlanObject, frozen=True, kw_only=True):
+    """What a service proxy owns in the iptables of one family: filter, nat and mangle, loaded together.
+
+    Tens of thousands of rules are too many for an object each. ``tables`` holds, by table and chain, the chain's rules
+    as the lines that iptables-restore reads (``-A CHAIN ...``, each with its line break); whoever writes them checks
+    every word. ``jumps``, by table, stand in the kernel's chains in this order, below those that other owners put
+    first. ``emulator.plan.proxy_rules`` reads single rules out of the text.
+    """
+
+    family: Family
+    owner: str
+    tables: dict[str, dict[str, str]]
+    jumps: dict[str, tuple[Jump, ...]] = {}
+
+    @property
+    def key(self) -> Key:
+        return ("proxy-rules", self.ns, self.family, self.owner)
+
+
 class IpSet(PlanObject, frozen=True, kw_only=True):
     """An ipset with its members, sorted."""
 
@@ -528,6 +547,7 @@ AnyObject: TypeAlias = (
     | Offloads
     | Impairment
     | IptablesRules
+    | ProxyRules
     | IpSet
     | NftTable
     | NftRules

@@ -21,7 +21,7 @@ import msgspec
 from emulator.errors import UserError
 from emulator.plan.describe import describe
 from emulator.plan.iptables import rule_text
-from emulator.plan.model import AnyObject, File, IptablesRules, NftTable, Plan, PlanObject, Veth
+from emulator.plan.model import AnyObject, File, IptablesRules, NftTable, Plan, PlanObject, ProxyRules, Veth
 
 __all__ = ["as_json", "as_text", "describe", "from_json", "reason"]
 
@@ -87,6 +87,8 @@ def _lines(items: list[AnyObject]) -> Iterator[tuple[str, str]]:
         yield describe(item), reason(item)
         if isinstance(item, IptablesRules):
             yield from _rules(item)
+        elif isinstance(item, ProxyRules):
+            yield from _proxy_rules(item)
         elif isinstance(item, Veth) and item.peer_why:
             yield f"  its end {item.peer} in {item.peer_ns}", item.peer_why
         elif isinstance(item, (File, NftTable)):
@@ -102,6 +104,15 @@ def _rules(item: IptablesRules) -> Iterator[tuple[str, str]]:
             yield f"  -N {chain.name}", "empty"
         for rule in chain.rules:
             yield f"  -A {chain.name} {rule_text(rule)}", rule.why
+
+
+def _proxy_rules(item: ProxyRules) -> Iterator[tuple[str, str]]:
+    for table, chains in item.tables.items():
+        yield f"  *{table}", ""
+        for jump in item.jumps.get(table, ()):
+            yield f"  -I {jump.chain} {rule_text(jump.rule)}", jump.rule.why
+        for chain, text in chains.items():
+            yield from ((f"  {line}", "") for line in text.splitlines() or (f"-N {chain}",))
 
 
 def _aligned(lines: Iterator[tuple[str, str]]) -> list[str]:
