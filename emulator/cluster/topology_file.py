@@ -147,6 +147,13 @@ class VpcEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="
     no_source_dest_check: list[str] = []
 
 
+class DnsEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The resolver outside the cluster; see ``emulator.cluster.topology_dns``."""
+
+    upstream: str
+    records: dict[str, str | list[str]] = {}
+
+
 class TopologyFile(msgspec.Struct, frozen=True):
     """The whole file, each entry well-formed, with the ``count`` shorthand written out.
 
@@ -162,6 +169,7 @@ class TopologyFile(msgspec.Struct, frozen=True):
     hosts: list[HostEntry]
     links: list[LinkEntry]
     vpc: VpcEntry | None = None
+    dns: DnsEntry | None = None
 
 
 class _Outline(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
@@ -178,6 +186,7 @@ class _Outline(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="
     hosts: list[Any] = []
     links: list[Any] = []
     vpc: VpcEntry | None = None
+    dns: DnsEntry | None = None
 
 
 Entry = TypeVar("Entry", SwitchEntry, NodeEntry, RouterEntry, HostEntry, LinkEntry)
@@ -228,6 +237,7 @@ def read_topology_file(text: str, source: str, default_name: str, faults: Faults
         hosts=_entries(outline.hosts, HostEntry, "host", "hosts", faults),
         links=_entries(outline.links, LinkEntry, "link", "links", faults),
         vpc=outline.vpc,
+        dns=outline.dns,
     )
     return None if faults.problems else file
 

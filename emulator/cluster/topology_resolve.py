@@ -13,7 +13,18 @@ from dataclasses import dataclass
 
 from emulator.cluster import validation
 from emulator.cluster.decode import near
-from emulator.cluster.model import Interface, LinkQuality, Machine, StaticRoute, Switch, SwitchPort, Topology, Vpc
+from emulator.cluster.model import (
+    Interface,
+    LinkQuality,
+    Machine,
+    StaticRoute,
+    Switch,
+    SwitchPort,
+    Topology,
+    Upstream,
+    Vpc,
+)
+from emulator.cluster.topology_dns import resolve_dns
 from emulator.cluster.topology_file import Faults, HostEntry, LinkEntry, NodeEntry, RouterEntry, TopologyFile
 from emulator.cluster.topology_routes import Leg, machine_routes
 from emulator.cluster.topology_rules import DEVICE_MAX, MTU_MIN_IPV6, PORTS_MAX, RESERVED_DEVICES, ZONE_LABEL
@@ -81,7 +92,8 @@ class _Resolver:
             return None
         vpc = resolve_vpc(self.file, self.faults)
         machines = self._machines()
-        return None if self.faults.problems else self._topology(machines, vpc)
+        upstream = resolve_dns(self.file.dns, machines, self.faults)
+        return None if self.faults.problems else self._topology(machines, vpc, upstream)
 
     def _cables(self) -> Iterator[_Cable]:
         """The links, those in the short form ``switch:`` first."""
@@ -270,7 +282,7 @@ class _Resolver:
         zones = {subnet.switch: subnet.zone for subnet in self.file.vpc.subnets} if self.file.vpc is not None else {}
         return next((zones[end.peer] for end in self.ends[node] if zones.get(end.peer)), "")
 
-    def _topology(self, machines: list[Machine], vpc: Vpc | None) -> Topology:
+    def _topology(self, machines: list[Machine], vpc: Vpc | None, upstream: Upstream | None) -> Topology:
         switches = tuple(
             Switch(
                 name=name,
@@ -296,6 +308,7 @@ class _Resolver:
             service_cidrs=tuple(_canonical(self.file.service_cidrs)),
             node_cidrs=tuple(node_cidrs),
             vpc=vpc,
+            upstream=upstream,
         )
 
 

@@ -29,6 +29,7 @@ _ENV = r"[^=\x00-\x1f\x7f]+"
 _LABEL_RE, _SUBDOMAIN_RE, _RFC1035_RE = re.compile(_LABEL), re.compile(_SUBDOMAIN), re.compile(_RFC1035)
 _QUALIFIED_RE, _VALUE_RE, _ENV_RE = re.compile(_QUALIFIED), re.compile(_VALUE), re.compile(_ENV)
 _PORT_CHARACTERS_RE = re.compile("[-a-z0-9]+")
+_DOMAIN_LABEL_RE = re.compile("[-_a-zA-Z0-9]+")
 
 
 def _by_example(reason: str, pattern: str, *examples: str) -> str:
@@ -94,6 +95,20 @@ def faults_of_label_name(value: str) -> list[str]:
 def faults_of_subdomain(value: str) -> list[str]:
     """RFC 1123 subdomain: most object names, nodes."""
     return _named(value, SUBDOMAIN_MAX, _SUBDOMAIN_RE, _SUBDOMAIN_REASON)
+
+
+def faults_of_domain(value: str) -> list[str]:
+    """A name of the DNS as RFC 1035 bounds it, in letters, digits, ``-`` and ``_``; a final dot is fine."""
+    name = value[:-1] if value.endswith(".") else value
+    if _size(name) > SUBDOMAIN_MAX:
+        return [f"must be no more than {SUBDOMAIN_MAX} bytes"]
+    faults = []
+    for label in name.split("."):
+        if _size(label) > LABEL_MAX:
+            faults.append(f"each label must be no more than {LABEL_MAX} bytes")
+        elif not _DOMAIN_LABEL_RE.fullmatch(label):
+            faults.append("must be a DNS name: labels of letters, digits, '-' and '_' between dots")
+    return list(dict.fromkeys(faults))
 
 
 def faults_of_rfc1035_label(value: str) -> list[str]:

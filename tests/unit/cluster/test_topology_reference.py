@@ -10,6 +10,7 @@ import pytest
 
 from emulator.cluster.topology import parse_topology, topology_names
 from emulator.cluster.topology_file import (
+    DnsEntry,
     HostEntry,
     InternetGatewayEntry,
     LinkEntry,
@@ -39,9 +40,13 @@ def test_the_example_loads_and_has_what_it_promises(text: str) -> None:
     assert by_name["far"].interfaces[0].mtu == 1400
     assert by_name["tor"].interfaces[1].addresses == ("172.16.0.0/31", "fd00:172:16::/127")
     assert by_name["worker-2"].pods == 2
+    assert topology.upstream is not None
+    assert topology.upstream.records["client.example"] == topology.upstream.addresses
 
 
-@pytest.mark.parametrize("entry", [_Outline, SwitchEntry, NodeEntry, RouterEntry, HostEntry, LinkEntry, VpcEntry])
+@pytest.mark.parametrize(
+    "entry", [_Outline, SwitchEntry, NodeEntry, RouterEntry, HostEntry, LinkEntry, VpcEntry, DnsEntry]
+)
 def test_every_field_is_in_the_reference(entry: type[msgspec.Struct], text: str) -> None:
     for field in msgspec.structs.fields(entry):
         assert f"`{field.encode_name}`" in text, f"{entry.__name__}.{field.encode_name} is not documented"
