@@ -142,7 +142,7 @@ def chain_rules(rules: ProxyRules, table: str, chain: str) -> tuple[Rule, ...]:
     """The rules of one chain, in words; none if there is no such chain."""
     start = len(f"-A {chain} ")
     lines = rules.tables.get(table, {}).get(chain, "").splitlines()
-    return tuple(Rule(tuple(_words(line[start:]))) for line in lines)
+    return tuple(Rule(split_words(line[start:])) for line in lines)
 
 
 def as_iptables(rules: ProxyRules, table: str) -> IptablesRules:
@@ -216,7 +216,6 @@ def _section(rules: ProxyRules, table: str, chains: list[str], gone: list[str], 
     return "".join(parts)
 
 
-def _words(text: str) -> Iterator[str]:
-    for match in _WORD.finditer(text):
-        quoted = match[1]
-        yield match[2] if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
+def split_words(text: str) -> tuple[str, ...]:
+    """A rule's text as iptables-restore splits it."""
+    return tuple(match[2] if match[1] is None else re.sub(r"\\(.)", r"\1", match[1]) for match in _WORD.finditer(text))
