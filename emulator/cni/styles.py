@@ -108,6 +108,15 @@ def _file_of(spec: str) -> str | None:
     return file
 
 
+def stands_for(spec: str) -> str:
+    """The style that ``spec`` is the stand-in of, ``flannel:wireguard`` of ``flannel:wireguard-go``; else ``spec``."""
+    name, _, mode = spec.partition(":")
+    if name in BUILT_IN:
+        fallbacks = getattr(import_module(BUILT_IN[name].partition(":")[0]), "FALLBACKS", {})
+        return next((f"{name}:{real}" for real, other in fallbacks.items() if other == mode), spec)
+    return spec
+
+
 def mode_names(style: str) -> list[str]:
     """The modes of a style, the default one first: what its module's ``modes()`` says, or the default alone."""
     listed = getattr(sys.modules[_loader(style).__module__], "modes", None)

@@ -157,6 +157,9 @@ def _style(name: str, usable: set[str]) -> StyleRow:
         return StyleRow(name=name, title=name, runs=False, missing=[], options=[], stand_in="", error=said)
     # A style of another distribution may ask for what this version does not know.
     missing = [need for need in style.requires if need not in BY_NAME or need not in usable]
+    spec = getattr(style, "fallback", "") if missing else ""
+    if spec and usable.issuperset(load_style(spec).requires):
+        style, missing = load_style(spec), []  # what a lab takes in its place (emulator.kernel.stand_ins)
     features = [BY_NAME[need] for need in missing if need in BY_NAME]
     options = [feature.option for feature in features if isinstance(feature, KernelFeature)]
     stand_in = str(getattr(style, "stand_in", ""))

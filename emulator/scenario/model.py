@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from emulator.cni.styles import stands_for
 from emulator.lab.records import FaultKind, FaultPlace, FaultWish
 from emulator.traffic.model import Protocol
 
@@ -271,7 +272,7 @@ def for_style(value: Any, style: str) -> Any:
         return value
     plain, plus, proxy = style.rpartition("+") if "+" in style else (style, "", "")
     name = plain.partition(":")[0]
-    for key in (style, f"{name}{plus}{proxy}", plain, name, f"{plus}{proxy}"):
+    for key in (style, f"{name}{plus}{proxy}", plain, stands_for(plain), name, f"{plus}{proxy}"):
         if key in value:
             return value[key]
     return value.get("default")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from emulator.cni.flannel_wireguard import private_key, public_key
-from emulator.cni.styles import every_mode, load_style
+from emulator.cni.styles import every_mode, load_style, stands_for
 from emulator.errors import UserError
 from emulator.plan.model import Address, Daemon, File, Route, Veth, Wireguard, WireguardPeer
 
@@ -112,3 +112,5 @@ def test_the_stand_in_is_what_the_real_one_falls_back_to() -> None:
     assert load_style("flannel:wireguard-go").fallback == ""
     assert "flannel:wireguard" in every_mode()
     assert "flannel:wireguard-go" not in every_mode()  # `--cni all` would run it twice here
+    assert stands_for("flannel:wireguard-go") == "flannel:wireguard"
+    assert stands_for("flannel:udp") == "flannel:udp"
