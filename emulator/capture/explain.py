@@ -68,6 +68,8 @@ def _verdict(hops: Sequence[Hop], index: Index, target_ns: str) -> str:
         return ending
     machine = index.at(last.ns)
     route = machine.best(last.packet.target)
+    if last.promiscuous and _is_unicast_tunnel(machine, last.device):
+        return f"{ending}: the frame is addressed to {last.packet.target_mac}, which is not the device's MAC"
     if isinstance(route, Route) and route.type != "unicast":
         return f"{ending}: {describe(route)}: {route.why}"
     missed = machine.best_but_learned(last.packet.target)
@@ -104,7 +106,8 @@ def _on_path(journey: Journey, index: Index) -> tuple[tuple[Hop, ...], int]:
     """The hops without copies of a frame that a switch flooded to machines that it was not addressed to.
 
     Such a copy comes in, addressed to someone else, on a device that is no bridge port, and goes no further. Gone
-    with it is its way out of the switch.
+    with it is its way out of the switch. What comes out of a tunnel that does not flood was meant for this machine,
+    whatever its MAC says: there it ends.
     """
     if journey.kind == "neighbour" or not any(hop.promiscuous for hop in journey.hops):
         return journey.hops, 0
@@ -124,6 +127,8 @@ def _on_path(journey: Journey, index: Index) -> tuple[tuple[Hop, ...], int]:
         gone |= {
             earlier
             for earlier, other in enumerate(journey.hops[:number])
+        if _is_unicast_tunnel(machine, hop.device):
+            continue
             if (other.ns, other.device, other.direction) == (*near, "out")
         }
     if not gone or len(gone) == len(journey.hops):
@@ -142,6 +147,11 @@ def _with_reasons(hop: Hop, reasons: Sequence[Reason]) -> Hop:
         hop.changes,
         tuple(dict.fromkeys(reasons)),
         hop.promiscuous,
+def _is_unicast_tunnel(machine: Planned, device: str) -> bool:
+    item = machine.devices.get(device)
+    return isinstance(item, Vxlan) and not item.learning
+
+
     )
 
 

@@ -140,6 +140,27 @@ def test_copies_that_a_switch_flooded_are_left_out() -> None:
     assert told.copies == 2
 
 
+def test_what_a_tunnel_delivers_to_another_mac_ends_there() -> None:
+    """flannel.1 got another MAC than its peers know: no switch has flooded that frame."""
+    style = "flannel:vxlan"
+    a, b = pod(style, "n1"), pod(style, "n2")
+    inner = datagram(a.addresses[0], b.addresses[0], 63, target_mac="7a:00:00:00:00:01")
+    outer = Ether(src=ANY, dst=ANY) / IP(src="192.168.50.11", dst="192.168.50.12") / UDP(sport=40000, dport=8472)
+    events = [
+        event(0, "node/n1", "flannel.1", "out", inner),
+        event(1, "node/n1", "eth0", "out", outer / VXLAN(vni=1, flags=8) / inner),
+        event(2, "node/n2", "eth0", "in", outer / VXLAN(vni=1, flags=8) / inner),
+        event(3, "node/n2", "flannel.1", "in", inner, True),
+    ]
+    (told,) = explain(follow(events).journeys, planned(style)[1])
+    assert [hop.device for hop in told.hops] == ["flannel.1", "eth0", "eth0", "flannel.1"]
+    assert told.copies == 0
+    assert told.verdict == (
+        "last seen at node/n2 flannel.1 (in): "
+        "the frame is addressed to 7a:00:00:00:00:01, which is not the device's MAC"
+    )
+
+
 def test_calicos_pod_reaches_everything_by_its_link_local_gateway() -> None:
     style = "calico"
     a, b = pod(style, "n1"), pod(style, "n2")
