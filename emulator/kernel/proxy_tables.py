@@ -216,7 +216,7 @@ def _blame(
     """The error for the Service whose rule was refused."""
     line = lines[number - 1] if number else ""
     if not line or line == "COMMIT":
-        line = _offender(tools, lines, number)
+        line = _offender(tools, rules, lines, number)
     service = proxy_rules.service_of(rules, line) if line else ""
     subject = f"Service {service}" if service else describe(rules)
     what = f"the rules of Service {service}" if service else describe(rules)
@@ -226,14 +226,15 @@ def _blame(
     return ApplyError(words, subject=subject)
 
 
-def _offender(tools: Tools, lines: list[str], number: int) -> str:
+def _offender(tools: Tools, planned: ProxyRules, lines: list[str], number: int) -> str:
     """The rule that the kernel refuses, where the tool only says that the table was: found by halving, in a scratch
     network namespace. Empty if all of them load there. This thread does not come back."""
     end = number or len(lines)
     start = max((place for place, line in enumerate(lines[:end]) if line.startswith("*")), default=0)
-    section = lines[start:end]
-    head = [line for line in section if line.startswith(("*", ":"))]
-    rules = [line for line in section if line.startswith("-A ")]
+    table = lines[start][1:]
+    # A partial sync does not name the chains that stay, and jumps to them.
+    head = [f"*{table}", *(f":{name} - [0:0]" for name in planned.tables.get(table, {}))]
+    rules = [line for line in lines[start:end] if line.startswith("-A ")]
     unshare(CLONE_NEWNET)
 
     def loads(count: int) -> bool:

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface, ip_network
 
 from emulator.cluster.model import Cluster, Node
 from emulator.cluster.services import EndpointSlice, Service, ServicePort
@@ -121,7 +121,7 @@ class IptablesProxy:
         """The rules of one node, a family each of the Service ranges. Raises CnilabError for what fits in no rule."""
         families: tuple[Family, ...] = (4, 6)
         addresses = _addresses(cluster, node)
-        if self._localhost(addresses):
+        if self._localhost(node):
             yield Sysctl(
                 ns=node.ns,
                 name="net/ipv4/conf/all/route_localnet",
@@ -204,7 +204,7 @@ class IptablesProxy:
         )
         lines = [self._written(held, node, wording) for held in sync.held.values()]
         nat = {
-            "KUBE-SERVICES": "".join([each.services for each in lines]) + self._node_ports(family, addresses),
+            "KUBE-SERVICES": "".join([each.services for each in lines]) + self._node_ports(node, family, addresses),
             "KUBE-NODEPORTS": "".join([each.node_ports for each in lines]),
             "KUBE-POSTROUTING": _POSTROUTING,
             "KUBE-MARK-MASQ": f"-A KUBE-MARK-MASQ -j MARK --or-mark {MARK}\n",
@@ -218,36 +218,35 @@ class IptablesProxy:
             "KUBE-FORWARD": ("" if settings.tcp_be_liberal else _INVALID) + _FORWARD,
             "KUBE-NODEPORTS": "".join([each.filter_node_ports for each in lines]),
             "KUBE-PROXY-FIREWALL": "".join([each.filter_firewall for each in lines]),
-            "KUBE-FIREWALL": _LOCALNET if family == 4 and self._localhost(addresses) else "",
+            "KUBE-FIREWALL": _LOCALNET if family == 4 and self._localhost(node) else "",
             CANARY: "",
         }
         return {"mangle": {CANARY: ""}, "filter": filters, "nat": nat}
 
-    def _node_ports(self, family: Family, addresses: Sequence[str]) -> str:
+    def _node_ports(self, node: Node, family: Family, addresses: Sequence[str]) -> str:
         """The way to KUBE-NODEPORTS. It comes last, so that a Service whose address a node has too goes before."""
         start = f'-A KUBE-SERVICES -m comment --comment "{LAST}"'
-        if not self._settings.node_port_cidrs:
-            without = " ! -d ::1/128" if family == 6 else "" if self._localhost(addresses) else f" ! -d {LOOPBACK}"
+        networks = self._serving(node, family)
+        if not networks:
+            without = " ! -d ::1/128" if family == 6 else "" if self._localhost(node) else f" ! -d {LOOPBACK}"
             return f"{start} -m addrtype --dst-type LOCAL{without} -j KUBE-NODEPORTS\n"
-        served = [each for each in self._serving(addresses) if (":" in each) == (family == 6)]
+        served = [each for each in addresses if any(ip_address(each) in network for network in networks)]
+        # On ::1 they never work, on 127.0.0.1 by route_localnet alone.
         usable = [
-            each for each in served if not ip_address(each).is_loopback or (family == 4 and self._localhost(served))
+            each for each in served if not ip_address(each).is_loopback or (family == 4 and self._localhost(node))
         ]
         return "".join(f"{start} -d {each} -j KUBE-NODEPORTS\n" for each in usable)
 
-    def _serving(self, addresses: Sequence[str]) -> list[str]:
-        """The node's addresses that nodePortAddresses name; the first of each family are the primary ones."""
-        cidrs = self._settings.node_port_cidrs
-        if cidrs == ("primary",):
-            first = {":" in each: each for each in reversed(addresses) if not ip_address(each).is_loopback}
-            return list(first.values())
-        networks = [ip_network(each, strict=False) for each in cidrs]
-        return [each for each in addresses if any(ip_address(each) in network for network in networks)]
+    def _serving(self, node: Node, family: Family) -> list[IPv4Network | IPv6Network]:
+        """nodePortAddresses of a family; empty: all addresses of the node serve."""
+        cidrs = node.addresses if self._settings.node_port_cidrs == ("primary",) else self._settings.node_port_cidrs
+        networks = [ip_network(each, strict=False) for each in cidrs if (":" in each) == (family == 6)]
+        return [] if any(network.prefixlen == 0 for network in networks) else networks
 
-    def _localhost(self, addresses: Sequence[str]) -> bool:
+    def _localhost(self, node: Node) -> bool:
         """Whether node ports serve on 127.0.0.1, if they are to and nodePortAddresses allow it."""
-        cidrs = self._settings.node_port_cidrs
-        serves = not cidrs or any(ip_address(each).is_loopback for each in self._serving(addresses) if ":" not in each)
+        networks = self._serving(node, 4)
+        serves = not networks or any(ip_address("127.0.0.1") in network for network in networks)
         return self._settings.localhost_node_ports and serves
 
 

@@ -95,9 +95,7 @@ class _Port:
             for each in service.load_balancer
             if not each.proxy and _is(each.address, family)
         ]
-        self.ranges = [
-            str(ip_network(each.strip(), strict=False)) for each in service.source_ranges if _is(each, family)
-        ]
+        self.ranges = [_range(each, self.name) for each in service.source_ranges if _is(each, family)]
 
     def write(self) -> None:
         service, choice = self.service, self.choice
@@ -290,6 +288,13 @@ def _address(address: str, name: str) -> str:
     if not _ADDRESS.fullmatch(address):
         raise CnilabError(f"failed to write the rules of Service {name!r}: {address!r} is no address")
     return address
+
+
+def _range(cidr: str, name: str) -> str:
+    try:
+        return str(ip_network(cidr.strip(), strict=False))  # the API server lets blanks around it pass
+    except ValueError as error:
+        raise CnilabError(f"failed to write the rules of Service {name!r}: {error}") from error
 
 
 def _endpoint(target: Target, name: str) -> str:
