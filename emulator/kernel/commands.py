@@ -15,7 +15,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from emulator.kernel import syscalls as sc
@@ -126,6 +126,24 @@ class PodCommands:
             )
             for item in known
         ]
+
+    def rewrite(self, place: str, name: str, files: Mapping[str, str]) -> None:
+        """Give files of a running command another text. It does not matter if the command has just ended, or if it was
+        started without such a file."""
+        with self._lock:
+            running = self._running.get((place, name))
+        if running is None:
+            return
+        # One that is started again has them too
+        known = {path: text for path, text in files.items() if path in running.command.files}
+        running.command = replace(running.command, files={**running.command.files, **known})
+        if running.process is not None and running.process.poll() is None:
+            for path, text in known.items():
+                with (
+                    contextlib.suppress(OSError),
+                    open(f"/proc/{running.process.pid}/root{os.path.realpath(path)}", "w") as file,
+                ):
+                    file.write(text)
 
     def logs(self) -> dict[str, str]:
         """Log texts by ``namespace/pod/container``."""

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
 
-from emulator.cluster.model import Machine, Pod
+from emulator.cluster.model import Cluster, Machine, Pod
+from emulator.dns.resolv_conf import Resolvers
 from emulator.errors import CnilabError, NotFound, UserError
 from emulator.kernel.applier import Applier
 from emulator.kernel.commands import Command, PodCommands
 from emulator.kernel.netns import netns_path
 from emulator.lab.captures import Captures
+from emulator.lab.cluster_dns import ClusterDns
 from emulator.lab.names import Place
-from emulator.lab.pods import commands_of, entry_files, servers_of
+from emulator.lab.pods import RESOLV_CONF, commands_of, entry_files, servers_of
 from emulator.lab.records import Entry
 from emulator.plan.describe import describe
 from emulator.plan.diff import Operation, diff
@@ -44,6 +46,7 @@ class Side(NamedTuple):
     plan: Plan | None
     pods: Sequence[Pod] = ()
     machines: Sequence[Machine] = ()
+    cluster: Cluster | None = None
 
 
 class Machinery:
@@ -55,6 +58,7 @@ class Machinery:
         self.traffic = TrafficEngine.start(wait=False)  # it is up before the first pod is
         self.applier = Applier(allow_missing=allow_missing, on_namespace=self.captures.born)
         self.commands = PodCommands()
+        self.dns = ClusterDns()
         self._meter: HookMeter | None = None
 
     # From plan to plan
@@ -105,6 +109,7 @@ class Machinery:
         self._plug((), change.going, up=False)
         if stopping := change.servers_to_stop():
             self.traffic.stop(stopping)
+        self.dns.retire(change.dying)
         self.commands.stop(change.commands_to_stop())
         self._plug(change.leaving, (), up=False)
         for ns in change.dying:
@@ -116,7 +121,8 @@ class Machinery:
             self._meter.install([machine.ns for machine in change.arriving if machine.kind == "node"])
         if starting := change.servers_to_start():
             self.traffic.serve(starting)
-        self.commands.start(change.commands_to_start())
+        self._follow_dns(change.new)
+        self.commands.start(change.commands_to_start(self.dns.resolvers))
 
     def _reinstate(self, change: _Change) -> None:
         """What was retired serves again, after a change that the kernel refused. What it had made by then is gone."""
@@ -127,9 +133,21 @@ class Machinery:
         if starting := [server for ns, server in change.servers(change.old).items() if ns in retired]:
             self.traffic.serve(starting)
         ended = set(change.commands_to_stop())
-        self.commands.start([item for pod in change.old.pods if pod.key in ended for item in commands_of(pod)])
+        self._follow_dns(change.old)
+        resolvers = self.dns.resolvers
+        again = [item for pod in change.old.pods if pod.key in ended for item in commands_of(pod, resolvers)]
+        self.commands.start(again)
         for ns in change.dying:
             self.captures.take_in(ns)
+
+    def _follow_dns(self, side: Side) -> None:
+        """DNS by the state of a side; programs that run are told of another server in their /etc/resolv.conf."""
+        if side.cluster is not None and self.dns.follow(side.cluster, side.pods, side.machines):
+            pods = {pod.key: pod for pod in side.pods}
+            for command in self.commands.status():
+                if command.place in pods and command.pid:
+                    files = entry_files(pods[command.place], self.dns.resolvers)
+                    self.commands.rewrite(command.place, command.name, {RESOLV_CONF: files.get(RESOLV_CONF, "")})
 
     def _plug(self, pods: Sequence[Pod], machines: Sequence[Machine], *, up: bool) -> None:
         for machine in machines:
@@ -251,7 +269,7 @@ class Machinery:
     @property
     def choices(self) -> dict[str, str]:
         """The capability decisions made for this lab."""
-        return {**self.applier.impairments.choices, **self.applier.rulesets.choices}
+        return {**self.applier.impairments.choices, **self.applier.rulesets.choices, **self.dns.choices}
 
     def daemons(self) -> tuple[dict[str, Any], ...]:
         """Each daemon: place, name, state, pid, detail, last log lines of a dead one."""
@@ -303,13 +321,15 @@ class Machinery:
                 place=place.label,
                 hostname=pod.hostname or pod.name,
                 netns=netns_path(pod.ns),
-                files=entry_files(pod),
+                files=entry_files(pod, self.dns.resolvers),
                 env={"HOSTNAME": pod.hostname or pod.name},
             )
         name = place.ns.partition("/")[2]
         for node in self.applier.net.hosts:
             if node.name == name:
-                return Entry(place=place.label, hostname=name, pid=node.pid)
+                conf = self.dns.resolvers.node
+                files = {RESOLV_CONF: conf.text()} if conf.nameservers else {}
+                return Entry(place=place.label, hostname=name, pid=node.pid, files=files)
         raise NotFound(f"{place.label} is down")
 
 
@@ -374,12 +394,12 @@ class _Change:
     def commands_to_stop(self) -> list[str]:
         return [key for key in self._keys if key in self._before and self._runs_anew(key)]
 
-    def commands_to_start(self) -> list[Command]:
+    def commands_to_start(self, resolvers: Resolvers) -> list[Command]:
         return [
             command
             for key in self._keys
             if key in self._after and self._runs_anew(key)
-            for command in commands_of(self._after[key])
+            for command in commands_of(self._after[key], resolvers)
         ]
 
     def _runs_anew(self, key: str) -> bool:

@@ -7,12 +7,15 @@ import shutil
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from emulator.cluster.coredns import CLUSTER_DOMAIN, serves_dns
 from emulator.cluster.model import Container, Machine, Pod
+from emulator.dns.resolv_conf import Resolvers, pod_resolv_conf
 from emulator.kernel.commands import Command
 from emulator.kernel.netns import netns_path
 from emulator.traffic.model import Server
 
-CLUSTER_DOMAIN = "cluster.local"
+NO_RESOLVERS = Resolvers()
+RESOLV_CONF = "/etc/resolv.conf"
 
 
 def container_command(container: Container) -> tuple[str, ...]:
@@ -43,6 +46,8 @@ def servers_of(pods: Sequence[Pod], machines: Sequence[Machine]) -> dict[str, Se
     for machine in machines:
         add(machine.ns, machine.name, [(port, protocol) for port in machine.ports for protocol in ("TCP", "UDP")])
     for pod in pods:
+        if serves_dns(pod):
+            continue  # emulator.lab.cluster_dns serves them
         ports = [
             (port.port, port.protocol)
             for container in pod.containers
@@ -53,8 +58,9 @@ def servers_of(pods: Sequence[Pod], machines: Sequence[Machine]) -> dict[str, Se
     return found
 
 
-def commands_of(pod: Pod) -> list[Command]:
-    """The processes to run in a pod. A hostNetwork pod's run in its node's network namespace, under the node's name."""
+def commands_of(pod: Pod, resolvers: Resolvers = NO_RESOLVERS) -> list[Command]:
+    """The processes to run in a pod. A hostNetwork pod's run in its node's network namespace, under the node's name.
+    ``resolvers`` are for their /etc/resolv.conf."""
     hostname = pod.node if pod.host_network else pod.hostname or pod.name
     return [
         Command(
@@ -63,7 +69,7 @@ def commands_of(pod: Pod) -> list[Command]:
             argv=argv,
             netns=netns_path(pod.ns),
             hostname=hostname,
-            files={} if pod.host_network else entry_files(pod),
+            files=entry_files(pod, resolvers),
             env=dict(container.env),
             restart=pod.restart_policy,
         )
@@ -74,6 +80,8 @@ def commands_of(pod: Pod) -> list[Command]:
 
 def served_by(pod: Pod) -> str:
     """For people: ``cnilab``, or the commands that run."""
+    if serves_dns(pod):
+        return "cnilab, in CoreDNS' place"
     commands = [os.path.basename(argv[0]) for container in pod.containers if (argv := container_command(container))]
     ours = any(not container_command(container) for container in pod.containers)
     return ", ".join([*commands, *(["cnilab"] if ours else [])])
@@ -93,19 +101,20 @@ def substitutions(pods: Iterable[Pod]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def entry_files(pod: Pod) -> dict[str, str]:
-    """/etc/hosts, /etc/hostname and /etc/resolv.conf as the kubelet writes them (pkg/kubelet/util,
-    SetupDNSinContainerizedMounter and managedHostsFileContent). There is no name server yet: the search path is
-    there, a server is not."""
+def entry_files(pod: Pod, resolvers: Resolvers) -> dict[str, str]:
+    """/etc/hosts, /etc/hostname and /etc/resolv.conf as the kubelet writes them (pkg/kubelet/util and
+    managedHostsFileContent). A hostNetwork pod has its node's, but for the last if the lab has any DNS.
+
+    Without cluster DNS the search path is there, a server is not: a program is told at once that nobody answers.
+    """
+    conf = pod_resolv_conf(pod, resolvers)
+    if pod.host_network:
+        known = resolvers != NO_RESOLVERS or pod.dns_policy in ("None", "ClusterFirstWithHostNet")
+        return {RESOLV_CONF: conf.text()} if known else {}
     hostname = pod.hostname or pod.name
     lines = ["# Kubernetes-managed hosts file.", "127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
     lines += ["fe00::0\tip6-localnet", "fe00::0\tip6-mcastprefix", "fe00::1\tip6-allnodes", "fe00::2\tip6-allrouters"]
     for address in pod.addresses:
         qualified = f"{hostname}.{pod.subdomain}.{pod.namespace}.svc.{CLUSTER_DOMAIN}\t" if pod.subdomain else ""
         lines.append(f"{address}\t{qualified}{hostname}")
-    search = " ".join([f"{pod.namespace}.svc.{CLUSTER_DOMAIN}", f"svc.{CLUSTER_DOMAIN}", CLUSTER_DOMAIN])
-    return {
-        "/etc/hosts": "\n".join(lines) + "\n",
-        "/etc/hostname": f"{hostname}\n",
-        "/etc/resolv.conf": f"search {search}\noptions ndots:5\n",
-    }
+    return {"/etc/hosts": "\n".join(lines) + "\n", "/etc/hostname": f"{hostname}\n", RESOLV_CONF: conf.text()}

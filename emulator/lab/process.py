@@ -19,7 +19,7 @@ from emulator.errors import CnilabError
 from emulator.lab.records import Boot, LabStatus
 
 if TYPE_CHECKING:
-    from emulator.cluster.model import Cluster
+    from emulator.cluster.model import Cluster, Topology
     from emulator.lab.proxies import Beside
     from emulator.lab.runtime import Runtime
 
@@ -122,7 +122,7 @@ def _wire(boot: Boot, reporter: Reporter) -> Any:
         style,
         machinery,
         proxy=proxy,
-        addons=[kubernetes_service(boot.topology)],
+        addons=[kubernetes_service(boot.topology), *_dns_addons(boot.topology)],
         wire_accurate=boot.wire_accurate,
         progress=reporter.progress,
     )
@@ -147,7 +147,7 @@ def _wire(boot: Boot, reporter: Reporter) -> Any:
             daemons=machinery.daemons(),
             processes=machinery.processes(),
             faults=_faults(runtime),
-            notices=substitutions(cluster.pods),
+            notices=(*substitutions(cluster.pods), *machinery.dns.notices),
             plugin_problems=tuple(map(msgspec.to_builtins, machinery.plugin_problems())),
             broken=runtime.broken,
         )
@@ -161,6 +161,16 @@ def _wire(boot: Boot, reporter: Reporter) -> Any:
     gc.freeze()  # a plan of a thousand pods is twenty thousand objects that need not be looked at again
     taken = reporter.ready()
     return server
+
+
+def _dns_addons(topology: Topology) -> list[dict[str, Any]]:
+    """CoreDNS' objects; none where the service CIDR has no tenth address."""
+    from emulator.cluster.coredns import coredns_objects
+
+    try:
+        return coredns_objects(topology.service_cidrs[0])
+    except IndexError:
+        return []
 
 
 def _proxy_in(beside: Beside, cluster: Cluster) -> dict[str, str]:

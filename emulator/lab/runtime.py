@@ -373,6 +373,7 @@ class Runtime:
             overlay(without_nodes(plan, cluster, down), faults),
             [pod for pod in cluster.pods if pod.node not in down],
             [machine for machine in self.topology.machines if machine.name not in down],
+            cluster,
         )
 
     def _routes_to_await(self, old: Side, new: Side, cluster: Cluster) -> list[Route]:
