@@ -94,6 +94,22 @@ def interrupted(old: NftRules, new: NftRules, done: Iterable[str]) -> NftRules:
     return msgspec.structs.replace(new, parts=parts, hooks=old.hooks)
 
 
+def readable(rules: NftRules) -> Iterator[str]:
+    """The table for people, a line each, Service by Service."""
+    for subject, part in (("", rules.frame), *rules.parts.items()):
+        if subject:
+            yield f"# {subject}"
+        yield from (f"{_kind(item)} {item.name} {{ type {item.type} }}" for item in part.sets)
+        for chain in part.chains:
+            yield f"chain {chain.name}"
+            yield from (f"  {rule}" for rule in chain.rules)
+        for item in part.elements:
+            yield f"{item.of}: {item.key}" + (f" : {item.verdict}" if item.verdict else "")
+    for chain in rules.hooks:
+        yield f"chain {chain.name} {{ {chain.hook} }}"
+        yield from (f"  {rule}" for rule in chain.rules)
+
+
 def _removal(old: NftRules) -> Transaction:
     table = f"{old.family} {_name(old.name)}"
     # Declared first: deleting a table that is not there would be an error.

@@ -21,7 +21,18 @@ import msgspec
 from emulator.errors import UserError
 from emulator.plan.describe import describe
 from emulator.plan.iptables import rule_text
-from emulator.plan.model import AnyObject, File, IptablesRules, NftTable, Plan, PlanObject, ProxyRules, Veth
+from emulator.plan.model import (
+    AnyObject,
+    File,
+    IptablesRules,
+    NftRules,
+    NftTable,
+    Plan,
+    PlanObject,
+    ProxyRules,
+    Veth,
+)
+from emulator.plan.nftables import readable
 
 __all__ = ["as_json", "as_text", "describe", "from_json", "reason"]
 
@@ -94,6 +105,8 @@ def _lines(items: list[AnyObject]) -> Iterator[tuple[str, str]]:
         elif isinstance(item, (File, NftTable)):
             text = item.content if isinstance(item, File) else item.body
             yield from ((f"  | {line}".rstrip(), "") for line in text.splitlines())
+        elif isinstance(item, NftRules):
+            yield from ((f"  | {line}".rstrip(), "") for line in readable(item))
 
 
 def _rules(item: IptablesRules) -> Iterator[tuple[str, str]]:

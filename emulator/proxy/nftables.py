@@ -20,6 +20,7 @@ takes. Where two Services claim the same address and port, the first by name has
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from ipaddress import ip_address, ip_network
 
@@ -76,6 +77,8 @@ _HOOKS = (
     ),
     ("nat-postrouting", "type nat hook postrouting priority 100", ("masquerading",)),
 )
+
+_NAME = re.compile(r"[A-Za-z0-9.-]*")  # whatever RFC 1123 and 1035 allow; an unnamed port has an empty name
 
 
 def load(settings: ProxySettings) -> NftablesProxy:
@@ -159,7 +162,7 @@ class _Made:
         self._family = family
         self._candidates = [(port, targets(slices, port)) for port in service.ports]
         self._same = all(same_everywhere(service, port, family, offered) for port, offered in self._candidates)
-        self._ranges = [cidr for cidr in service.source_ranges if (":" in cidr) == (family == 6)]
+        self._ranges = [cidr.strip() for cidr in service.source_ranges if (":" in cidr) == (family == 6)]
         self._parts: dict[tuple[str, bool], NftPart] = {}
 
     def still_of(self, service: Service, slices: Sequence[EndpointSlice]) -> bool:
@@ -185,8 +188,7 @@ class _Made:
     def _sources(self, from_node: bool) -> tuple[str, ...]:
         """loadBalancerSourceRanges; where the node is in them also the balancer's own addresses, which a node that has
         them on an interface uses as its source."""
-        ranges = [cidr.strip() for cidr in self._ranges]
-        return (*ranges, *_balancer_addresses(self._service, self._family)) if from_node and ranges else tuple(ranges)
+        return (*self._ranges, *(_balancer_addresses(self._service, self._family) if from_node else ()))
 
 
 # -- what all Services share ------------------------------------------------------------------------------------
@@ -447,8 +449,10 @@ def _unclashed(parts: dict[str, NftPart]) -> dict[str, NftPart]:
 
 
 def _check(service: Service, slices: Sequence[EndpointSlice]) -> None:
-    """Addresses are addresses: text from a manifest must not become a rule. (Names are checked where they are made
-    text, see emulator.plan.nftables.) Raises UserError."""
+    """Names are names and addresses are addresses: text from a manifest must not become a rule. Raises UserError."""
+    for name in (service.namespace, service.name, *(port.name for port in service.ports)):
+        if not _NAME.fullmatch(name):
+            raise UserError(f"Service {service.key}: {name!r} is no name of Kubernetes'")
     addresses = [
         *service.cluster_ips,
         *service.external_ips,
