@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from emulator.capture.model import Hop, Journey, Packet, Reason
-from emulator.capture.nat import Culprit, Hook, Translated, dropper, masquerading_table, translator
+from emulator.capture.nat import dropper, translation
 from emulator.capture.planned import Index, Planned, Way, plain
+from emulator.capture.rule_walk import Culprit, Seen
 from emulator.plan.describe import describe
 from emulator.plan.iptables import rule_text
 from emulator.plan.model import (
@@ -67,9 +68,9 @@ def _verdict(hops: Sequence[Hop], index: Index, target_ns: str) -> str:
     if last.direction == "out" or last.packet.tunnel is not None:
         return ending
     machine = index.at(last.ns)
-    route = machine.best(last.packet.target)
     if last.promiscuous and _is_unicast_tunnel(machine, last.device):
         return f"{ending}: the frame is addressed to {last.packet.target_mac}, which is not the device's MAC"
+    route = machine.best(last.packet.target)
     if isinstance(route, Route) and route.type != "unicast":
         return f"{ending}: {describe(route)}: {route.why}"
     missed = machine.best_but_learned(last.packet.target)
@@ -88,18 +89,28 @@ def _dropper(last: Hop, machine: Planned) -> Reason | None:
     if packet.target in machine.addresses or not packet.version:
         return None
     way = machine.way(packet, packet.source, last.device, "")
-    seen = Translated(
+    leaves = way.item.device if way is not None else ""
+    culprit = dropper(machine.ruleset, _seen(packet, machine, last.device, leaves), new=_opens(packet))
+    return _rule(culprit) if culprit is not None else None
+
+
+def _seen(packet: Packet, machine: Planned, entered: str, leaves: str) -> Seen:
+    return Seen(
         packet.version,
         packet.protocol,
         packet.source,
         packet.target,
         packet.source_port,
         packet.target_port,
-        last.device,
-        way.item.device if way is not None else "",
+        entered,
+        leaves,
+        machine.addresses,
     )
-    culprit = dropper(seen, machine.tables, machine.sets)
-    return _rule(culprit) if culprit is not None else None
+
+
+def _opens(packet: Packet) -> bool:
+    """Whether nothing of the packet's connection can have gone before it."""
+    return packet.tcp_flags == "SYN"
 
 
 def _on_path(journey: Journey, index: Index) -> tuple[tuple[Hop, ...], int]:
@@ -116,6 +127,8 @@ def _on_path(journey: Journey, index: Index) -> tuple[tuple[Hop, ...], int]:
         machine = index.at(hop.ns)
         if not hop.promiscuous or machine.is_port(hop.device) or number == 0:
             continue
+        if _is_unicast_tunnel(machine, hop.device):
+            continue
         if any(later.ns == hop.ns for later in journey.hops[number + 1 :]):
             continue
         gone.add(number)
@@ -127,13 +140,16 @@ def _on_path(journey: Journey, index: Index) -> tuple[tuple[Hop, ...], int]:
         gone |= {
             earlier
             for earlier, other in enumerate(journey.hops[:number])
-        if _is_unicast_tunnel(machine, hop.device):
-            continue
             if (other.ns, other.device, other.direction) == (*near, "out")
         }
     if not gone or len(gone) == len(journey.hops):
         return journey.hops, 0
     return tuple(hop for number, hop in enumerate(journey.hops) if number not in gone), len(gone)
+
+
+def _is_unicast_tunnel(machine: Planned, device: str) -> bool:
+    item = machine.devices.get(device)
+    return isinstance(item, Vxlan) and not item.learning
 
 
 def _with_reasons(hop: Hop, reasons: Sequence[Reason]) -> Hop:
@@ -147,11 +163,6 @@ def _with_reasons(hop: Hop, reasons: Sequence[Reason]) -> Hop:
         hop.changes,
         tuple(dict.fromkeys(reasons)),
         hop.promiscuous,
-def _is_unicast_tunnel(machine: Planned, device: str) -> bool:
-    item = machine.devices.get(device)
-    return isinstance(item, Vxlan) and not item.learning
-
-
     )
 
 
@@ -212,7 +223,11 @@ def _entered(hops: Sequence[Hop], ns: str) -> str:
 def _ttl_kept(machine: Planned) -> list[Reason]:
     """The rules that give a packet back what routing takes from its TTL."""
     return [
-        _rule(Culprit(item, jump.chain, 0, jump.rule))
+        Reason(
+            f"{'iptables' if item.family == 4 else 'ip6tables'} -t mangle {jump.chain}: {rule_text(jump.rule)}",
+            item.component,
+            jump.rule.why or item.why,
+        )
         for item in machine.tables
         for jump in item.jumps
         if item.table == "mangle" and jump.rule.args[-3:-1] == ("TTL", "--ttl-inc")
@@ -305,28 +320,14 @@ def _translated(
     if undone is not None:
         return [Reason(undone.subject, "conntrack", f"a reply is translated back: {undone.why}")]
     reasons = []
-    changes: list[tuple[Hook, bool]] = [
-        ("PREROUTING" if entered else "OUTPUT", old.target != new.target),
-        ("POSTROUTING", old.source != new.source),
-    ]
-    for hook, happened in changes:
-        if not happened:
-            continue
-        seen = Translated(
-            old.version,
-            old.protocol,
-            old.source,
-            new.target if hook == "POSTROUTING" else old.target,
-            old.source_port,
-            new.target_port if hook == "POSTROUTING" else old.target_port,
-            "" if hook == "POSTROUTING" else entered,
-            hop.device if hook == "POSTROUTING" else "",
-        )
-        culprit = translator(hook, seen, machine.tables, machine.sets)
-        if culprit is not None:
-            reasons.append(_rule(culprit))
-        elif (table := masquerading_table(hook, seen, machine.tables, machine.nft)) is not None:
-            reasons.append(_reason(table))
+    seen = _seen(old, machine, entered, hop.device)
+    who = translation(machine.ruleset, seen, new.target, new.target_port, new.source)
+    if who.target is not None:
+        reasons.append(_rule(who.target))
+    if who.source is not None:
+        reasons.append(_rule(who.source))
+    elif who.table is not None:
+        reasons.append(_reason(who.table))
     if reasons:
         answer = (new.protocol, new.target, new.source, *_ports(new))
         translations[hop.ns, answer] = reasons[-1]
@@ -359,10 +360,7 @@ def _ports(request: Packet) -> tuple[str, int]:
 
 
 def _rule(culprit: Culprit) -> Reason:
-    program = "iptables" if culprit.rules.family == 4 else "ip6tables"
-    place = f"{culprit.chain} rule {culprit.number}" if culprit.number else culprit.chain
-    subject = f"{program} -t {culprit.rules.table} {place}: {rule_text(culprit.rule)}"
-    return Reason(subject, culprit.rules.component, culprit.rule.why or culprit.rules.why)
+    return Reason(f"{culprit.place}: {culprit.text}", culprit.component, culprit.why)
 
 
 def _origin(hop: Hop, machine: Planned) -> list[Reason]:

@@ -11,6 +11,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 from typing import NamedTuple
 
 from emulator.capture.model import Packet
+from emulator.capture.nat import Ruleset
 from emulator.plan.model import (
     Address,
     Bridge,
@@ -21,11 +22,13 @@ from emulator.plan.model import (
     IpSet,
     IptablesRules,
     Neighbour,
+    NftRules,
     NftTable,
     Plan,
     PlanObject,
     PluginDevice,
     PolicyRule,
+    ProxyRules,
     Route,
     Sysctl,
     Tun,
@@ -71,9 +74,16 @@ class Planned:
         self.tables: list[IptablesRules] = []
         self.sets: list[IpSet] = []
         self.nft: list[NftTable] = []
+        self.proxies: list[ProxyRules] = []
+        self.structured: list[NftRules] = []
         self.rules: list[PolicyRule] = []
         self.targets: dict[int, list[_Target]] = {}  # by table
         self._best: dict[str, Route | Address | None] = {}
+
+    @cached_property
+    def ruleset(self) -> Ruleset:
+        """All rules, by who wrote them how."""
+        return Ruleset(self.tables, self.proxies, self.sets, self.structured, self.nft)
 
     def is_port(self, device: str) -> bool:
         """Whether a device is a port of a bridge, whoever made it."""
@@ -245,6 +255,10 @@ class Index:
                 machine.sets.append(item)
             case NftTable():
                 machine.nft.append(item)
+            case ProxyRules():
+                machine.proxies.append(item)
+            case NftRules():
+                machine.structured.append(item)
             case PolicyRule():
                 machine.rules.append(item)
             case Route():

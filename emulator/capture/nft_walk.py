@@ -1,0 +1,228 @@
+"""nftables tables of a plan, as far as they are known in parts, judged by what a capture shows of a packet.
+
+Of nft's language the words are read that service proxies and policy enforcers write; a rule with any other word may
+match or may not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from ipaddress import ip_address, ip_network
+from typing import NamedTuple
+
+from emulator.capture.rule_walk import WHOLE, Culprit, MarkTest, Seen, Step, Verdict
+from emulator.plan.model import NftElement, NftRules
+
+_HOOK = re.compile(r"type (\w+) hook (\w+) priority (-?\d+)")
+_COMMENT = re.compile(r'\s*comment "([^"]*)"\s*$')
+_TOKEN = re.compile(r"\{[^}]*\}|\S+")
+_NUMBERED = re.compile(r"\d+ : ((?:goto|jump) \S+?)(?:,|\s|\})")
+
+_OPEN = Verdict("none")
+
+
+class _Word(NamedTuple):
+    """What a rule's head said so far."""
+
+    matches: bool | None
+    tests: tuple[MarkTest, ...]
+
+
+class Nftables:
+    """The tables of one family on one machine, at the hooks of one type (``nat``, ``filter``)."""
+
+    def __init__(self, kind: str, family: int, tables: Sequence[NftRules], *, new: bool = False) -> None:
+        name = "ip" if family == 4 else "ip6"
+        self._ip = name
+        self._tables = [each for each in tables if each.family == name]
+        self._new = new
+        self._chains: dict[str, tuple[NftRules, tuple[str, ...]]] = {}
+        self._elements: dict[tuple[str, str], NftElement] = {}
+        self._bases: list[tuple[str, int, str]] = []
+        for table in self._tables:
+            for part in (table.frame, *table.parts.values()):
+                for chain in part.chains:
+                    self._chains[chain.name] = (table, chain.rules)
+                for item in part.elements:
+                    self._elements[item.of, item.key] = item
+            for chain in table.hooks:
+                self._chains[chain.name] = (table, chain.rules)
+                found = _HOOK.search(chain.hook)
+                if found is not None and found[1] == kind:
+                    self._bases.append((found[2], int(found[3]), chain.name))
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to look at."""
+        return not self._bases
+
+    def hook(self, name: str) -> list[str]:
+        """The base chains of a hook by priority."""
+        return [chain for hook, _, chain in sorted(self._bases, key=lambda each: each[1]) if hook == name.lower()]
+
+    def steps(self, chain: str, seen: Seen) -> Iterator[Step]:
+        """The rules of a chain; a map gives one for each way that it may lead."""
+        if chain not in self._chains:
+            return
+        table, rules = self._chains[chain]
+        for number, text in enumerate(rules, start=1):
+            comment = _COMMENT.search(text)
+            plain = _COMMENT.sub("", text)
+            why = comment[1] if comment else table.why
+            place = f"nft {table.family} {table.name} {chain} rule {number}"
+            culprit = Culprit(place, plain, table.component, why, chain, number)
+            yield from self._judged(_TOKEN.findall(plain), culprit, seen)
+
+    def _judged(self, words: list[str], culprit: Culprit, seen: Seen) -> Iterator[Step]:
+        matches: bool | None = True
+        tests: tuple[MarkTest, ...] = ()
+        while words:
+            verdict = self._verdict(words)
+            if verdict is not None:
+                yield Step(matches, verdict, culprit, tests)
+                return
+            if "vmap" in words and (ways := self._mapped(words, seen)) is not None:
+                for found in ways:
+                    yield Step(found[0] if matches else matches, found[1], culprit, tests)
+                return
+            one, taken, test = self._condition(words, seen)
+            if test is not None:
+                tests = (*tests, test)
+            if one is False:
+                return
+            if one is None:
+                matches = None
+            words = words[taken:]
+
+    def _verdict(self, words: list[str]) -> Verdict | None:
+        match words:
+            case ["accept", *_]:
+                return Verdict("accept")
+            case ["drop" | "reject", *_]:
+                return Verdict("drop")
+            case ["return", *_]:
+                return Verdict("return")
+            case ["jump", chain, *_]:
+                return Verdict("jump", chain=chain)
+            case ["goto", chain, *_]:
+                return Verdict("goto", chain=chain)
+            case ["masquerade", *_]:
+                return Verdict("nat", nat="source")
+            case ["snat", "to", address, *_]:
+                return Verdict("nat", nat="source", to=_address(address))
+            case ["dnat", "to", address, *_]:
+                return Verdict("nat", nat="target", to=_address(address))
+            case [("meta" | "mark"), *_] if "set" in words[:3] and "mark" in words[:2]:
+                return _marking(words[words.index("set") + 1 :])
+            case ["update" | "add", _, "{", *_] | ["update" | "add", _, _]:
+                return _OPEN
+            case ["counter", *_] if len(words) == 1:
+                return _OPEN
+        return None
+
+    def _mapped(self, words: list[str], seen: Seen) -> list[tuple[bool | None, Verdict]] | None:
+        """The ways that a verdict map leads, if the rule is one: head, ``vmap``, map. None if it begins otherwise."""
+        place = words.index("vmap")
+        head, target = words[:place], words[place + 1]
+        key: list[str] = []
+        if head[:2] == ["numgen", "random"]:
+            inline = [each.split(" ", 1) for each in _NUMBERED.findall(target)]
+            verdicts = [Verdict("goto" if kind == "goto" else "jump", chain=chain) for kind, chain in inline]
+            return [(True if len(verdicts) == 1 else None, each) for each in verdicts]
+        for part in " ".join(head).split(" . "):
+            value = self._field(part, seen)
+            if value is None:
+                return None
+            key.append(value)
+        found = self._elements.get((target.removeprefix("@"), " . ".join(key)))
+        if found is None:
+            return []
+        verdict = self._verdict(found.verdict.split())
+        return [(True, verdict)] if verdict is not None else []
+
+    def _field(self, text: str, seen: Seen) -> str | None:
+        match text:
+            case "ip daddr" | "ip6 daddr":
+                return seen.target
+            case "ip saddr" | "ip6 saddr":
+                return seen.source
+            case "meta l4proto" | "ip protocol":
+                return seen.protocol
+            case "th dport" | "tcp dport" | "udp dport" | "sctp dport":
+                return str(seen.target_port)
+            case "th sport" | "tcp sport" | "udp sport":
+                return str(seen.source_port)
+            case "iifname":
+                return seen.entered
+            case "oifname":
+                return seen.leaves
+        return None
+
+    def _condition(self, words: list[str], seen: Seen) -> tuple[bool | None, int, MarkTest | None]:
+        """Whether the first condition holds, how many words it has, and what it wants of the mark."""
+        match words:
+            case ["ct", "state", states, *_]:
+                listed = states.strip("{} ").replace(",", " ").split()
+                return ("new" in listed if self._new else None), 3, None
+            case ["fib", ("daddr" | "saddr") as which, "type", "local", *_]:
+                address = seen.target if which == "daddr" else seen.source
+                return (address in seen.local if seen.local else None), 4, None
+            case ["mark", "and", mask, ("==" | "!=") as how, value, *_]:
+                return True, 5, MarkTest(int(value, 0), int(mask, 0), how == "!=")
+            case ["meta", "mark", "and", mask, ("==" | "!=") as how, value, *_]:
+                return True, 6, MarkTest(int(value, 0), int(mask, 0), how == "!=")
+            case ["counter", *_]:
+                return True, 1, None
+        for taken in (2, 1):
+            field = self._field(" ".join(words[:taken]), seen)
+            if field is None or len(words) <= taken:
+                continue
+            place = taken + 1 if words[taken] in ("!=", "==") else taken
+            held = self._holds(field, words[place].strip('"')) if place < len(words) else None
+            return (not held if words[taken] == "!=" and held is not None else held), place + 1, None
+        return None, 1, None
+
+    def _holds(self, value: str, wanted: str) -> bool | None:
+        if wanted.startswith("@"):
+            name = wanted[1:]
+            members = [key for of, key in self._elements if of == name]
+            # A set that rules fill holds what no plan knows.
+            return _among(value, members) if members else None
+        listed = [each.strip() for each in wanted.strip("{} ").split(",")]
+        return _among(value, listed)
+
+
+def _among(value: str, wanted: Sequence[str]) -> bool | None:
+    for each in wanted:
+        if value == each:
+            return True
+        try:
+            if ip_address(value) in ip_network(each, strict=False):
+                return True
+        except ValueError:
+            continue
+    return False
+
+
+def _marking(words: list[str]) -> Verdict:
+    """``mark or 0x4000``, ``mark xor 0x4000``, ``mark and 0x...``, or a value."""
+    if words[:1] == ["meta"]:
+        words = words[1:]
+    match words:
+        case ["mark", "or", value, *_]:
+            return Verdict("mark", keep=WHOLE & ~int(value, 0), flip=int(value, 0))
+        case ["mark", "xor", value, *_]:
+            return Verdict("mark", flip=int(value, 0))
+        case ["mark", "and", value, *_]:
+            return Verdict("mark", keep=int(value, 0))
+        case [value, *_] if value[:1].isdigit():
+            return Verdict("mark", keep=0, flip=int(value, 0))
+    return _OPEN
+
+
+def _address(text: str) -> str:
+    """``10.0.0.1:80`` or ``[fd00::1]:80`` as address, blank, port."""
+    if text.startswith("["):
+        return text[1:].replace("]:", " ").rstrip("]")
+    return text.replace(":", " ") if text.count(":") == 1 else text
