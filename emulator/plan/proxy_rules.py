@@ -200,7 +200,8 @@ def _shared(name: str) -> bool:
 
 
 def _gone(old: ProxyRules | None, rules: ProxyRules, table: str) -> list[str]:
-    return list(old.tables.get(table, {}).keys() - rules.tables[table].keys()) if old is not None else []
+    now = rules.tables[table]
+    return [name for name in old.tables.get(table, {}) if name not in now] if old is not None else []
 
 
 def _section(rules: ProxyRules, table: str, chains: list[str], gone: list[str], hooks: Sequence[str]) -> str:
