@@ -267,12 +267,13 @@ def fault_wish(fault: Fault, style: str) -> FaultWish | None:
 
 
 def for_style(value: Any, style: str) -> Any:
-    """The value that holds for ``style``; None where the mapping does not speak of it."""
+    """The value that holds for ``style``, or for what it stands in for; None where the mapping does not speak of it."""
     if not isinstance(value, dict):
         return value
     plain, plus, proxy = style.rpartition("+") if "+" in style else (style, "", "")
     name = plain.partition(":")[0]
-    for key in (style, f"{name}{plus}{proxy}", plain, stands_for(plain), name, f"{plus}{proxy}"):
+    real = stands_for(plain)
+    for key in (style, f"{real}{plus}{proxy}", f"{name}{plus}{proxy}", plain, real, name, f"{plus}{proxy}"):
         if key in value:
             return value[key]
     return value.get("default")

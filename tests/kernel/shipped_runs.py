@@ -28,7 +28,7 @@ FULL_MATRIX = os.environ.get("CNILAB_MATRIX") == "full"
 THOROUGH = ("flannel", "calico")
 # Further modes of a style, where they take another way or show another address.
 FURTHER_MODES = {
-    "connectivity/cross-node": ("calico:vxlan", "flannel:udp"),
+    "connectivity/cross-node": ("calico:vxlan", "flannel:udp", "flannel:wireguard-go"),
     "connectivity/external-to-pod": ("flannel:vxlan-nftables",),
     "connectivity/racks": ("calico:vxlan-crosssubnet",),
 }

@@ -121,6 +121,16 @@ def test_packets_up_to_the_mtu_pass_and_no_larger_ones(lab: Lab) -> None:
     assert (refused.verdict, refused.mtu) == ("unreachable", 1420)
 
 
+def test_what_tells_the_stand_in_from_the_kernels_own(lab: Lab) -> None:
+    """A packet for no peer, and the don't-fragment bit of the datagrams."""
+    stands_in = lab.status().style == STAND_IN
+    stray = lab.probe("n1-p1", "10.244.77.7", 80, "udp").result
+    assert stray.verdict == ("dropped" if stands_in else "unreachable")
+    request = lab.trace("n1-p1", "n2-p1").request
+    assert request is not None
+    assert {hop.packet.tunnel.dont_fragment for hop in request.hops if hop.packet.tunnel} == {stands_in}
+
+
 def test_nodes_reach_remote_pods_from_the_tunnels_address(lab: Lab) -> None:
     assert lab.probe("n1", "n2-p1", 80).result.source_seen.startswith("10.244.1.0:")
 
