@@ -4,7 +4,8 @@ Every machine is served by its own thread, which enters its network and mount na
 and starts the real tool with the text on standard input; no shell sees any of it. An error names a line of the text,
 and the line finds the chain and the rule.
 
-The iptables back end is probed by using it: nf_tables, as on today's distributions, else legacy.
+The iptables back end is probed by using it: nf_tables, as on today's distributions, else legacy. The variable
+CNILAB_IPTABLES chooses another.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from emulator.errors import ApplyError, Unsupported
+from emulator.errors import ApplyError, Unsupported, UserError
 from emulator.kernel import proxy_tables
 from emulator.kernel.namespaces import enter, in_parallel, in_thread
 from emulator.kernel.netns import netns_path
@@ -33,10 +34,21 @@ Ruleset = IptablesRules | NftTable | NftRules | IpSet | ProxyRules
 Done = Callable[[AnyObject], None]
 Backend = Literal["", "nf_tables", "legacy"]
 
+BACKEND_VARIABLE = "CNILAB_IPTABLES"  # overrides what is found out: nft or legacy
+
 LOCK_WAIT = "5"  # seconds, for the legacy back end's /run/xtables.lock
 
 _LINE = re.compile(r"line:? (\d+)")
 _SAFE_MEMBER = re.compile(r"[0-9A-Za-z.:/,_-]+")
+
+
+def backend_of_choice() -> Backend:
+    """The iptables back end that the environment asks for; empty if it does not. Raises UserError for another word."""
+    word = os.environ.get(BACKEND_VARIABLE, "")
+    choices: dict[str, Backend] = {"": "", "nft": "nf_tables", "nf_tables": "nf_tables", "legacy": "legacy"}
+    if word not in choices:
+        raise UserError(f"{BACKEND_VARIABLE}={word!r}: there are the back ends nft and legacy")
+    return choices[word]
 
 
 @dataclass
@@ -65,7 +77,8 @@ class Rulesets:
         held: Callable[[str], Iterable[AnyObject]] = lambda _: (),
     ) -> None:
         self._net = net
-        self._backend: Backend = backend
+        self._wanted = backend
+        self._backend: Backend = ""
         self._held = held
         self._nft = NftLoader()
 
@@ -199,20 +212,24 @@ class Rulesets:
             os.close(descriptor)
 
     def _probe(self, ns: str) -> Backend:
+        tools: dict[Backend, str] = {"nf_tables": "iptables-nft-restore", "legacy": "iptables-legacy-restore"}
+        names = [name for name in tools if self._wanted in ("", name)]
+
         def body() -> Backend | None:
             self.enter(ns)
-            for backend, tool in (("nf_tables", "iptables-nft-restore"), ("legacy", "iptables-legacy-restore")):
+            for name in names:
                 try:
-                    run_tool((tool, "--noflush"), "*nat\n:CNILAB-PROBE - [0:0]\n-X CNILAB-PROBE\nCOMMIT\n")
+                    run_tool((tools[name], "--noflush"), "*nat\n:CNILAB-PROBE - [0:0]\n-X CNILAB-PROBE\nCOMMIT\n")
                 except (OSError, subprocess.SubprocessError):
                     continue
-                return "nf_tables" if backend == "nf_tables" else "legacy"
+                return name
             return None
 
         found = in_thread(body)
         if found is None:
+            which = f"the {names[0]} back end does not work" if self._wanted else "neither back end works"
             raise Unsupported(
-                "iptables rules cannot be loaded: neither the nf_tables nor the legacy back end works here",
+                f"iptables rules cannot be loaded: {which} here",
                 hint="install iptables; `cnilab doctor` tells what else is missing",
                 features=("iptables",),
             )

@@ -18,6 +18,7 @@ from emulator.errors import CnilabError, NotFound, UserError
 from emulator.kernel.applier import Applier
 from emulator.kernel.commands import Command, PodCommands
 from emulator.kernel.netns import netns_path
+from emulator.kernel.rulesets import backend_of_choice
 from emulator.lab.captures import Captures
 from emulator.lab.cluster_dns import ClusterDns
 from emulator.lab.names import Place
@@ -56,7 +57,9 @@ class Machinery:
     def __init__(self, *, allow_missing: bool) -> None:
         self.captures = Captures()
         self.traffic = TrafficEngine.start(wait=False)  # it is up before the first pod is
-        self.applier = Applier(allow_missing=allow_missing, on_namespace=self.captures.born)
+        self.applier = Applier(
+            allow_missing=allow_missing, on_namespace=self.captures.born, iptables=backend_of_choice()
+        )
         self.commands = PodCommands()
         self.dns = ClusterDns()
         self._meter: HookMeter | None = None
