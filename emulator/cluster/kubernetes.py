@@ -27,7 +27,7 @@ def object_uid(kind: str, namespace: str, name: str) -> str:
 
 
 def pod_object(pod: Pod, node: Node) -> Object:
-    """A running pod on its node."""
+    """A running pod on its node, ready or not."""
     metadata: Object = {
         "name": pod.name,
         "namespace": pod.namespace,
@@ -75,11 +75,11 @@ def pod_object(pod: Pod, node: Node) -> Object:
             "hostIP": node.addresses[0],
             "hostIPs": [{"ip": address} for address in node.addresses],
             "conditions": [
-                {"type": kind, "status": "True"}
+                {"type": kind, "status": "True" if pod.ready or kind not in ("Ready", "ContainersReady") else "False"}
                 for kind in ("PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled")
             ],
             "containerStatuses": [
-                {"name": container.name, "ready": True, "started": True, "restartCount": 0}
+                {"name": container.name, "ready": pod.ready, "started": True, "restartCount": 0}
                 for container in pod.containers
             ],
             "qosClass": "BestEffort",

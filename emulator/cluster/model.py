@@ -223,6 +223,24 @@ class DnsConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     options: tuple[str, ...] = ()
 
 
+class Lifetime(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a pod's spec says of its beginning and end, in seconds.
+
+    ``ready_after``: its first readiness probe. ``min_ready``: how long it must be ready to count as available.
+    ``shutdown``: how long it goes on after its deletion, of its own accord; ``grace_period`` is the limit to that.
+    """
+
+    ready_after: int = 0
+    min_ready: int = 0
+    shutdown: float = 0.0
+    grace_period: int = 30  # v1 PodSpec terminationGracePeriodSeconds' default
+
+    @property
+    def at_once(self) -> bool:
+        """Whether the pod is available as soon as it is there."""
+        return not self.ready_after and not self.min_ready
+
+
 class Pod(msgspec.Struct, frozen=True, omit_defaults=True):
     """A pod on its node, with its addresses (no prefix length).
 
@@ -231,7 +249,8 @@ class Pod(msgspec.Struct, frozen=True, omit_defaults=True):
     a topology's ``pods: N``, and empty for a Pod that was given as such. ``hostname`` is what the pod calls itself.
     ``incarnation`` counts the pods of this name that it has replaced. A ``terminating`` pod was deleted and has not
     ended yet: it has its address and serves, but its owner has replaced it already. ``ready`` is its condition Ready,
-    which a terminating pod keeps. ``named_host``: its author named the host, so that it has a name in the Service of
+    which a terminating pod keeps; it is ``available`` once it has been ready for as long as its owner asks for.
+    ``named_host``: its author named the host, so that it has a name in the Service of
     its ``subdomain``.
     """
 
@@ -250,7 +269,9 @@ class Pod(msgspec.Struct, frozen=True, omit_defaults=True):
     restart_policy: Literal["Always", "OnFailure", "Never"] = "Always"
     incarnation: int = 0
     ready: bool = True
+    available: bool = True
     terminating: bool = False
+    lifetime: Lifetime = Lifetime()
     named_host: bool = False
     dns_policy: DnsPolicy = "ClusterFirst"
     dns: DnsConfig = DnsConfig()
@@ -259,6 +280,11 @@ class Pod(msgspec.Struct, frozen=True, omit_defaults=True):
     def key(self) -> str:
         """``namespace/name``."""
         return f"{self.namespace}/{self.name}"
+
+    @property
+    def grace(self) -> float:
+        """Seconds that the pod goes on after its deletion."""
+        return min(self.lifetime.shutdown, self.lifetime.grace_period)
 
     @property
     def ns(self) -> str:
@@ -308,6 +334,17 @@ class Node(msgspec.Struct, frozen=True, omit_defaults=True):
         return f"node/{self.name}"
 
 
+class ReplicaSet(msgspec.Struct, frozen=True):
+    """A ReplicaSet of a Deployment, with the size that its controller wants it to have. ``template`` is the record of
+    ``emulator.cluster.podspec`` that its pods are made of; whoever reads a cluster from afar has it as plain data."""
+
+    namespace: str
+    deployment: str
+    name: str
+    replicas: int
+    template: Any
+
+
 class Cluster(msgspec.Struct, frozen=True):
     """Everything that a CNI style, a proxy or a policy enforcer needs to know.
 
@@ -315,7 +352,9 @@ class Cluster(msgspec.Struct, frozen=True):
     for those who consume them; ``namespaces`` maps each namespace to its labels. ``made`` counts the pods that
     each ReplicaSet and DaemonSet (``namespace/Kind/name``) has named so far, so that a replacement gets a new name.
     ``services`` are the Services with all that is allocated to them, ``slices`` their endpoints;
-    ``not_ready_nodes`` those whose pods are no endpoints, because they are down.
+    ``not_ready_nodes`` those whose pods are no endpoints, because they are down. ``replica_sets`` are those of each
+    Deployment, the one with its template last; ``rolling`` the workloads (``namespace/Kind/name``) for which there is
+    more to do than this one step.
     """
 
     topology: Topology
@@ -327,6 +366,8 @@ class Cluster(msgspec.Struct, frozen=True):
     services: tuple[Service, ...] = ()
     slices: tuple[EndpointSlice, ...] = ()
     not_ready_nodes: frozenset[str] = frozenset()
+    replica_sets: tuple[ReplicaSet, ...] = ()
+    rolling: tuple[str, ...] = ()
 
     def node(self, name: str) -> Node:
         """The node of that name; KeyError if there is none."""

@@ -6,11 +6,12 @@ is skipped here; :mod:`emulator.cluster.manifests` has checked it against the fu
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 import msgspec
 
-from emulator.cluster.model import Container, ContainerPort, DnsConfig, DnsPolicy
+from emulator.cluster.model import Container, ContainerPort, DnsConfig, DnsPolicy, Lifetime
 
 
 class PortSpec(msgspec.Struct, frozen=True, rename="camel"):
@@ -29,6 +30,37 @@ class EnvSpec(msgspec.Struct, frozen=True, rename="camel"):
     value: str | None = None
 
 
+class ProbeSpec(msgspec.Struct, frozen=True, rename="camel"):
+    """v1 Probe."""
+
+    initial_delay_seconds: int | None = None
+
+
+class SleepSpec(msgspec.Struct, frozen=True):
+    """v1 SleepAction."""
+
+    seconds: int = 0
+
+
+class ExecSpec(msgspec.Struct, frozen=True):
+    """v1 ExecAction."""
+
+    command: list[str] | None = None
+
+
+class HandlerSpec(msgspec.Struct, frozen=True):
+    """v1 LifecycleHandler."""
+
+    sleep: SleepSpec | None = None
+    exec: ExecSpec | None = None
+
+
+class LifecycleSpec(msgspec.Struct, frozen=True, rename="camel"):
+    """v1 Lifecycle."""
+
+    pre_stop: HandlerSpec | None = None
+
+
 class ContainerSpec(msgspec.Struct, frozen=True, rename="camel"):
     """v1 Container."""
 
@@ -39,6 +71,9 @@ class ContainerSpec(msgspec.Struct, frozen=True, rename="camel"):
     env: list[EnvSpec] | None = None
     restart_policy: str | None = None
     image: str | None = None
+    # Unset, not None: what is not given has no part in a template's hash, and so in pods' names
+    readiness_probe: ProbeSpec | msgspec.UnsetType | None = msgspec.UNSET
+    lifecycle: LifecycleSpec | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class DnsOptionSpec(msgspec.Struct, frozen=True, rename="camel"):
@@ -72,6 +107,7 @@ class PodSpec(msgspec.Struct, frozen=True, rename="camel"):
     # Left out of a template's hash where they are not given, so that pods' names do not depend on them
     dns_policy: DnsPolicy | msgspec.UnsetType | None = msgspec.UNSET
     dns_config: DnsConfigSpec | msgspec.UnsetType | None = msgspec.UNSET
+    termination_grace_period_seconds: int | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class Meta(msgspec.Struct, frozen=True, rename="camel"):
@@ -90,6 +126,21 @@ class Template(msgspec.Struct, frozen=True, rename="camel"):
     spec: PodSpec | None = None
 
 
+class RollingUpdate(msgspec.Struct, frozen=True, rename="camel"):
+    """apps/v1 RollingUpdateDeployment, RollingUpdateStatefulSetStrategy and RollingUpdateDaemonSet."""
+
+    max_surge: int | str | None = None
+    max_unavailable: int | str | None = None
+    partition: int | None = None
+
+
+class Strategy(msgspec.Struct, frozen=True, rename="camel"):
+    """apps/v1 DeploymentStrategy, StatefulSetUpdateStrategy and DaemonSetUpdateStrategy."""
+
+    type: str | None = None
+    rolling_update: RollingUpdate | None = None
+
+
 class WorkloadSpec(msgspec.Struct, frozen=True, rename="camel"):
     """The spec of Deployment, ReplicaSet, StatefulSet and DaemonSet."""
 
@@ -97,6 +148,11 @@ class WorkloadSpec(msgspec.Struct, frozen=True, rename="camel"):
     replicas: int | None = None
     service_name: str | None = None
     ordinals: dict[str, int] | None = None
+    strategy: Strategy | None = None
+    update_strategy: Strategy | None = None
+    min_ready_seconds: int | None = None
+    pod_management_policy: str | None = None
+    paused: bool | None = None
 
 
 class Workload(msgspec.Struct, frozen=True, rename="camel"):
@@ -133,3 +189,37 @@ def dns_config(spec: PodSpec) -> DnsConfig:
         return _PLAIN_DNS
     options = tuple(f"{one.name}:{one.value}" if one.value else one.name for one in given.options or ())
     return DnsConfig(tuple(given.nameservers or ()), tuple(given.searches or ()), options)
+
+
+_SLEEP = re.compile(r"\s*(?:exec\s+)?(?:/(?:usr/)?bin/)?sleep\s+(\d+(?:\.\d+)?)s?\s*")
+_DELAY = re.compile(r"--delay-shutdown[= ](\d+)")  # agnhost's, whose images our servers stand for
+_DEFAULT_LIFETIME = Lifetime()
+
+
+def lifetime(spec: PodSpec, min_ready: int) -> Lifetime:
+    """When a pod of this spec becomes ready, and how long it goes on once it is deleted."""
+    main = spec.containers or []
+    probes = [one.readiness_probe.initial_delay_seconds or 0 for one in main if one.readiness_probe]
+    period = spec.termination_grace_period_seconds
+    made = Lifetime(
+        ready_after=max(probes, default=0),
+        min_ready=min_ready,
+        shutdown=max((_shutdown(one) for one in main), default=0.0),
+        grace_period=period if isinstance(period, int) else _DEFAULT_LIFETIME.grace_period,
+    )
+    return _DEFAULT_LIFETIME if made == _DEFAULT_LIFETIME else made
+
+
+def _shutdown(spec: ContainerSpec) -> float:
+    """Seconds from a container's deletion to its end: its preStop hook comes first, its program's own delay after."""
+    hook = spec.lifecycle.pre_stop if spec.lifecycle else None
+    sleep = 0.0
+    if hook is not None and hook.sleep is not None:
+        sleep = float(hook.sleep.seconds)
+    elif hook is not None and hook.exec is not None:
+        command = hook.exec.command or []
+        shell = len(command) == 3 and command[0].rpartition("/")[2] in ("sh", "bash", "ash") and command[1] == "-c"
+        found = _SLEEP.fullmatch(command[2] if shell else " ".join(command))
+        sleep = float(found[1]) if found is not None else 0.0
+    delay = _DELAY.search(" ".join([*(spec.command or ()), *(spec.args or ())]))
+    return sleep + (float(delay[1]) if delay is not None else 0.0)

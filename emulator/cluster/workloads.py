@@ -9,14 +9,24 @@ predecessor's.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
-from emulator.cluster.model import Topology
-from emulator.cluster.podspec import ContainerSpec, Meta, PodSpec, PortSpec, Template, Workload, WorkloadSpec
+from emulator.cluster.model import ReplicaSet, Topology
+from emulator.cluster.podspec import (
+    ContainerSpec,
+    Meta,
+    PodSpec,
+    PortSpec,
+    RollingUpdate,
+    Strategy,
+    Template,
+    Workload,
+    WorkloadSpec,
+)
 from emulator.errors import ManifestError, Problem
 
 # No vowels and no 0, 1, 3: k8s.io/apimachinery/pkg/util/rand, so that no word comes out
@@ -29,6 +39,19 @@ TOPOLOGY_OWNER = "Topology"
 TOPOLOGY_PORT = 80  # agnhost in a topology's pods listens here, TCP and UDP
 
 
+class Update(NamedTuple):
+    """How a StatefulSet or DaemonSet goes from one revision to the next. ``ordered``: one pod after another, also when
+    it is scaled (podManagementPolicy OrderedReady)."""
+
+    on_delete: bool = False
+    max_unavailable: int | str = 1
+    partition: int = 0
+    ordered: bool = False
+
+
+AT_ONCE = Update()
+
+
 @dataclass(frozen=True)
 class Wanted:
     """Pods that one owner wants.
@@ -36,7 +59,8 @@ class Wanted:
     ``names`` are fixed names with the node that they are bound to (empty: any node). If there are none,
     ``replicas`` pods named ``stem`` and five characters are wanted, or one on each node that fits if
     ``per_node``. ``revision`` is the label that tells pods of this template from those of an older one;
-    without it a pod of the owner is kept as it is.
+    without it a pod of the owner is kept as it is. ``update`` says how the older ones are replaced.
+    ``min_ready``: seconds that a pod must be ready to be available.
     """
 
     namespace: str
@@ -48,6 +72,8 @@ class Wanted:
     replicas: int = 0
     per_node: bool = False
     revision: tuple[str, str] = ("", "")
+    update: Update = AT_ONCE
+    min_ready: int = 0
     labels_by_name: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
@@ -66,8 +92,17 @@ def safe_hash(text: str, length: int) -> str:
     return "".join(characters)
 
 
-def wanted_pods(topology: Topology, objects: Sequence[dict[str, Any]]) -> Iterator[Wanted]:
-    """What the topology's ``pods: N`` and the workloads among ``objects`` ask for, in that order."""
+Deployments = Callable[[Workload, str], Sequence[ReplicaSet]]
+
+
+def wanted_pods(
+    topology: Topology, objects: Sequence[dict[str, Any]], deployments: Deployments | None = None
+) -> Iterator[Wanted]:
+    """What the topology's ``pods: N`` and the workloads among ``objects`` ask for, in that order.
+
+    ``deployments`` tells which ReplicaSets a Deployment has, given the name of the one with its template; without it,
+    that one alone.
+    """
     yield from _of_topology(topology)
     for thing in objects:
         kind = thing.get("kind", "")
@@ -79,7 +114,7 @@ def wanted_pods(topology: Topology, objects: Sequence[dict[str, Any]]) -> Iterat
         workload = _convert(thing, Workload)
         match kind:
             case "Deployment":
-                yield _of_deployment(workload)
+                yield from _of_deployment(workload, deployments)
             case "ReplicaSet":
                 yield _of_replica_set(workload)
             case "StatefulSet":
@@ -123,27 +158,46 @@ def _of_pod(pod: Template) -> Wanted:
     return Wanted(meta.namespace or "default", "", pod, meta.labels or {}, names=((meta.name, ""),))
 
 
-def _of_deployment(workload: Workload) -> Wanted:
-    """A Deployment's pods belong to the ReplicaSet of the template's revision."""
-    revision = template_hash(workload)
-    name = f"{workload.metadata.name}-{revision}"
-    labels = {**_template_labels(workload), "pod-template-hash": revision}
-    return _replicated(workload, f"ReplicaSet/{name}", name, labels)
+def _of_deployment(workload: Workload, deployments: Deployments | None) -> Iterator[Wanted]:
+    """A Deployment's pods belong to the ReplicaSets of its templates: this one's and, while it rolls, older ones'."""
+    name = replica_set_name(workload)
+    namespace = workload.metadata.namespace or "default"
+    sets = (
+        [ReplicaSet(namespace, workload.metadata.name, name, _replicas(workload.spec), workload.spec.template)]
+        if deployments is None
+        else deployments(workload, name)
+    )
+    for one in sets:
+        template: Template = one.template
+        meta = template.metadata
+        revision = one.name.rpartition("-")[2]
+        labels = {**((meta.labels if meta is not None else None) or {}), "pod-template-hash": revision}
+        yield Wanted(
+            namespace,
+            f"ReplicaSet/{one.name}",
+            template,
+            labels,
+            stem=f"{one.name}-",
+            replicas=one.replicas,
+            min_ready=workload.spec.min_ready_seconds or 0,
+        )
+
+
+def replica_set_name(workload: Workload) -> str:
+    """The name of the ReplicaSet with a Deployment's present template."""
+    return f"{workload.metadata.name}-{template_hash(workload)}"
 
 
 def _of_replica_set(workload: Workload) -> Wanted:
     name = workload.metadata.name
-    return _replicated(workload, f"ReplicaSet/{name}", name, _template_labels(workload))
-
-
-def _replicated(workload: Workload, owner: str, name: str, labels: dict[str, str]) -> Wanted:
     return Wanted(
         workload.metadata.namespace or "default",
-        owner,
+        f"ReplicaSet/{name}",
         workload.spec.template,
-        labels,
+        _template_labels(workload),
         stem=f"{name}-",
         replicas=_replicas(workload.spec),
+        min_ready=workload.spec.min_ready_seconds or 0,
     )
 
 
@@ -161,6 +215,8 @@ def _of_stateful_set(workload: Workload) -> Wanted:
         {**_template_labels(workload), revision[0]: revision[1]},
         names=tuple((f"{name}-{ordinal}", "") for ordinal in ordinals),
         revision=revision,
+        update=_update(spec, ordered=spec.pod_management_policy != "Parallel"),
+        min_ready=spec.min_ready_seconds or 0,
         labels_by_name={
             f"{name}-{ordinal}": {
                 "apps.kubernetes.io/pod-index": str(ordinal),
@@ -173,6 +229,11 @@ def _of_stateful_set(workload: Workload) -> Wanted:
 
 def _of_daemon_set(workload: Workload) -> Wanted:
     name = workload.metadata.name
+    rolling = workload.spec.update_strategy.rolling_update if workload.spec.update_strategy is not None else None
+    if rolling is not None and rolling.max_surge not in (None, 0, "0", "0%"):
+        subject = f"DaemonSet {workload.metadata.namespace or 'default'}/{name}"
+        reason = "two pods of a DaemonSet on one node are not emulated: leave it out, and maxUnavailable decides"
+        raise ManifestError([Problem("", subject, "spec.updateStrategy.rollingUpdate.maxSurge", reason)])
     revision = ("controller-revision-hash", template_hash(workload))
     return Wanted(
         workload.metadata.namespace or "default",
@@ -182,6 +243,19 @@ def _of_daemon_set(workload: Workload) -> Wanted:
         stem=f"{name}-",
         per_node=True,
         revision=revision,
+        update=_update(workload.spec, ordered=False),
+        min_ready=workload.spec.min_ready_seconds or 0,
+    )
+
+
+def _update(spec: WorkloadSpec, *, ordered: bool) -> Update:
+    strategy = spec.update_strategy or Strategy()
+    rolling = strategy.rolling_update or RollingUpdate()
+    return Update(
+        on_delete=strategy.type == "OnDelete",
+        max_unavailable=1 if rolling.max_unavailable is None else rolling.max_unavailable,
+        partition=rolling.partition or 0,
+        ordered=ordered,
     )
 
 

@@ -112,6 +112,13 @@ class Api:
             return 200, self._read(kind, namespace, name, query)
         if kind.namespaced and not namespace:
             raise _not_allowed()  # objects of all namespaces at once can be read, nothing else
+        if match["status"]:
+            if method not in ("PUT", "PATCH"):
+                raise _not_allowed()
+            ref = Ref(kind.group, kind.kind, namespace, name)
+            return 200, self._set_status(
+                kind, ref, _decode(body, kind_of_body), kind_of_body if method == "PATCH" else ""
+            )
         if method == "POST" and not name:
             return 201, self._create(kind, namespace, _decode(body, kind_of_body))
         if method == "PUT" and name:
@@ -208,14 +215,9 @@ class Api:
         return self._runtime.update(ref, lambda _known: obj, _version(data))
 
     def _patch(self, kind: Kind, ref: Ref, data: Any, content_type: str) -> tuple[int, Object]:
-        if content_type not in (MERGE_PATCH, STRATEGIC_PATCH, APPLY_PATCH, JSON, ""):
-            message = (
-                f"patches of type {content_type} are not understood: {MERGE_PATCH}, {STRATEGIC_PATCH}, {APPLY_PATCH}"
-            )
-            raise ApiError(415, "UnsupportedMediaType", message)
+        how = _patching(content_type)
         if not isinstance(data, dict):
             raise ApiError(400, "BadRequest", "the patch is not an object")
-        how = merge if content_type == MERGE_PATCH else strategic_merge
         before = self._runtime.store.get(ref)
         if before is None and content_type != APPLY_PATCH:
             raise ApiError(404, "NotFound", f'{_resource(kind)} "{ref.name}" not found')
@@ -227,11 +229,27 @@ class Api:
         after = self._runtime.update(ref, change, _version(data))
         return (201 if before is None else 200), after
 
+    def _set_status(self, kind: Kind, ref: Ref, data: Any, patch: str | None) -> Object:
+        """PUT or PATCH of the subresource ``status``: what of the object is not status is ignored."""
+        self._existing(ref, kind)
+        if not isinstance(data, dict):
+            raise ApiError(400, "BadRequest", "the body is not an object")
+        how = _patching(patch) if patch is not None else lambda _known, new: new
+
+        def change(known: Object) -> Object:
+            wanted = how(known, data)
+            status = wanted.get("status") if isinstance(wanted, dict) else None
+            if status is not None and not isinstance(status, dict):
+                raise ApiError(400, "BadRequest", "the status is not an object")
+            return {**known, "status": status or {}}
+
+        return self._runtime.update_status(ref, change)
+
     def _delete(self, kind: Kind, namespace: str, name: str, query: Query, data: Any) -> Object:
         if not name:
             wanted = _filter(query)
             refs = [ref_of(obj) for obj in self._runtime.store.select(kind.group, kind.kind, namespace) if wanted(obj)]
-            self._runtime.delete(refs)
+            self._runtime.delete(refs, _grace(query, data))
             return _status(200, "Success", "", "", {"kind": kind.plural})
         ref = Ref(kind.group, kind.kind, namespace, name)
         held = self._existing(ref, kind)
@@ -241,7 +259,7 @@ class Api:
                 raise ApiError(
                     409, "Conflict", f"the {field} in the precondition ({value}) does not match the object's"
                 )
-        self._runtime.delete([ref])
+        self._runtime.delete([ref], _grace(query, data))
         return _status(200, "Success", "", "", {"name": name, "kind": kind.plural, "uid": held["metadata"]["uid"]})
 
     def _check_namespace(self, namespace: str) -> None:
@@ -290,7 +308,7 @@ class Api:
 
 _RESOURCE = re.compile(
     r"/(?:api|apis/(?P<group>[^/]+))/(?P<version>[^/]+)"
-    r"(?:/namespaces/(?P<namespace>[^/]+)(?=/))?/(?P<plural>[^/]+)(?:/(?P<name>[^/]+))?"
+    r"(?:/namespaces/(?P<namespace>[^/]+)(?=/))?/(?P<plural>[^/]+)(?:/(?P<name>[^/]+)(?P<status>/status)?)?"
 )
 
 
@@ -365,6 +383,29 @@ def _version(data: Any) -> str:
     metadata = data.get("metadata") if isinstance(data, dict) else None
     version = metadata.get("resourceVersion") if isinstance(metadata, dict) else None
     return version if isinstance(version, str) else ""
+
+
+def _patching(content_type: str) -> Callable[[Any, Any], Any]:
+    """How a patch of a content type is merged. Raises ApiError."""
+    if content_type not in (MERGE_PATCH, STRATEGIC_PATCH, APPLY_PATCH, JSON, ""):
+        message = f"patches of type {content_type} are not understood: {MERGE_PATCH}, {STRATEGIC_PATCH}, {APPLY_PATCH}"
+        raise ApiError(415, "UnsupportedMediaType", message)
+    return merge if content_type == MERGE_PATCH else strategic_merge
+
+
+def _grace(query: Query, data: Any) -> float | None:
+    """``gracePeriodSeconds`` of a delete's options: in the body, or in the query. Raises ApiError."""
+    given = data.get("gracePeriodSeconds") if isinstance(data, dict) else None
+    given = query.get("gracePeriodSeconds") if given is None else given
+    if given is None:
+        return None
+    try:
+        seconds = int(given)
+    except (TypeError, ValueError):
+        seconds = -1
+    if seconds < 0 or isinstance(given, (bool, float)):
+        raise ApiError(422, "Invalid", f"gracePeriodSeconds: Invalid value: {given!r}: must be a non-negative integer")
+    return seconds
 
 
 def _matching(kind: Kind, namespace: str, name: str, data: Any) -> Object:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from emulator.kernel.route_table import TableRoute
 
 BASE = "/cnilab/v1"
+ROLLOUT_POLL = 0.1  # s between two looks at how far a rollout is
 
 Manifest = str | os.PathLike[str] | dict[str, Any]
 
@@ -198,11 +200,39 @@ class Lab:
         answer = self.client.call("POST", f"{BASE}/apply", {"objects": list(_objects(manifests))})
         return list(answer)
 
-    def delete(self, kind: str, name: str, namespace: str = "default") -> dict[str, str]:
-        """Delete one object: ``lab.delete("pod", "web-0")``. Returns what was done, as :meth:`apply` does."""
+    def delete(
+        self, kind: str, name: str, namespace: str = "default", *, grace_period: int | None = None
+    ) -> dict[str, str]:
+        """Delete one object: ``lab.delete("pod", "web-0")``. Returns what was done, as :meth:`apply` does.
+
+        ``grace_period``: seconds that a pod may take to end, in place of what its spec says; 0 ends it at once.
+        """
         found = resource(kind)
         ref = (found.group, found.kind, namespace if found.namespaced else "", name)
-        return dict(self.client.call("POST", f"{BASE}/delete", [ref])[0])
+        wish = {"refs": [ref], "grace_period": grace_period}
+        return dict(self.client.call("POST", f"{BASE}/delete", wish)[0])
+
+    def ready(self, *pods: str, value: bool = True) -> None:
+        """Say of pods that they are ready, or with ``value`` False that they are not, as readiness probes would."""
+        self.client.call("POST", f"{BASE}/ready", {"pods": list(pods), "ready": value})
+
+    def rollout(self, kind: str, name: str, namespace: str = "default") -> tuple[bool, str]:
+        """Whether the rollout of a Deployment, StatefulSet or DaemonSet is over, and a line about how far it is."""
+        query = "&".join(f"{key}={quote(value, '')}" for key, value in
+                         (("kind", kind), ("name", name), ("namespace", namespace)))  # fmt: skip
+        answer = self.client.call("GET", f"{BASE}/rollout?{query}")
+        return bool(answer["done"]), str(answer["message"])
+
+    def wait_rollout(self, kind: str, name: str, namespace: str = "default", *, timeout: float = 60.0) -> str:
+        """Wait until a rollout is over; returns its last line. UserError after ``timeout`` seconds (0: never)."""
+        deadline = time.monotonic() + timeout if timeout else float("inf")
+        while True:
+            done, message = self.rollout(kind, name, namespace)
+            if done:
+                return message
+            if time.monotonic() > deadline:
+                raise UserError(f"the rollout of {kind}/{name} is not over after {timeout:g} s: {message}")
+            time.sleep(ROLLOUT_POLL)
 
     def delete_manifests(self, *manifests: Manifest) -> list[dict[str, str]]:
         """Delete every object of the manifests, those that own others last."""

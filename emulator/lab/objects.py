@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from emulator.cluster.model import Cluster
+from emulator.cluster.workload_status import pods_by_owner, status_object, workload_numbers
 
 Object = dict[str, Any]
 
 SERVED_BY = "cnilab.dev/served-by"  # annotation of every pod: who answers in it
 _OF_THE_SERVER = ("uid", "creationTimestamp", "generation", "resourceVersion", "managedFields", "selfLink")
 _STATUS_IS_OURS = ("Pod", "Deployment", "ReplicaSet", "StatefulSet", "DaemonSet", "Namespace", "Service")
+
+STATUSES = ("Deployment", "ReplicaSet", "StatefulSet", "DaemonSet")  # whose status the lab counts
+
+
+class Deletion(NamedTuple):
+    """When a pod must have ended (seconds since the epoch), and how long it was given for that."""
+
+    deadline: float
+    seconds: int
 
 
 def as_given(obj: Object) -> Object:
@@ -42,6 +56,29 @@ def namespace_object(name: str, labels: dict[str, str], manifest: Object | None)
         "spec": {"finalizers": ["kubernetes"]},
         "status": {"phase": "Active"},
     }
+
+
+def with_numbers(workloads: Sequence[Object], cluster: Cluster) -> Iterator[Object]:
+    """Workloads with their status."""
+    owned = pods_by_owner(cluster) if workloads else {}
+    for obj in workloads:
+        yield {**obj, "status": status_object(obj["kind"], workload_numbers(cluster, obj, owned))}
+
+
+def condition_ready(pod: Object) -> bool | None:
+    """What a pod's condition Ready says; None if there is none."""
+    conditions = (pod.get("status") or {}).get("conditions")
+    for condition in conditions if isinstance(conditions, list) else ():
+        if isinstance(condition, dict) and condition.get("type") == "Ready":
+            return condition.get("status") == "True"
+    return None
+
+
+def terminating(pod: Object, deletion: Deletion) -> Object:
+    """A pod that was deleted and has not ended yet."""
+    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(deletion.deadline))
+    metadata = {**pod["metadata"], "deletionTimestamp": when, "deletionGracePeriodSeconds": deletion.seconds}
+    return {**pod, "metadata": metadata}
 
 
 def not_ready(obj: Object) -> Object:

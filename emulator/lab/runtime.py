@@ -8,7 +8,8 @@ way leaves the lab as it was.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
@@ -24,15 +25,27 @@ from emulator.cluster.model import Cluster, Node, Pod, Topology
 from emulator.cluster.plugin_addresses import PluginAddresses
 from emulator.cluster.service_cluster import with_endpoints
 from emulator.cluster.service_records import carried_over
+from emulator.cluster.service_rules import status_faults
+from emulator.cluster.workload_status import ROLLED, progress, workload_numbers
 from emulator.cni.style import Style
-from emulator.errors import AlreadyExists, ApplyError, NotFound, UserError
+from emulator.errors import AlreadyExists, ApplyError, CnilabError, ManifestError, NotFound, Problem, UserError
 from emulator.lab.effective import learned_routes, without_nodes
 from emulator.lab.machinery import Machinery, Side, readdressed
-from emulator.lab.objects import SERVED_BY, as_given, namespace_object, not_ready, with_status_of
+from emulator.lab.objects import (
+    SERVED_BY,
+    Deletion,
+    as_given,
+    condition_ready,
+    namespace_object,
+    not_ready,
+    terminating,
+    with_status_of,
+)
 from emulator.lab.pods import served_by
 from emulator.lab.proxies import Beside
 from emulator.lab.service_store import made_here, service_deletes, service_puts
 from emulator.lab.store import Event, Object, Ref, Store, ref_of
+from emulator.lab.timers import Timers
 from emulator.plan.build import build
 from emulator.plan.faults import PlanFault, check, in_force, overlay
 from emulator.plan.model import Plan, Route
@@ -40,6 +53,8 @@ from emulator.plan.model import Plan, Route
 Progress = Callable[[str], None]
 
 POD_KIND, NAMESPACE_KIND, NODE_KIND = "Pod", "Namespace", "Node"
+READY, AVAILABLE, ENDED = "ready", "available", "ended"  # what pods wait for
+RETRY = 1.0  # s until a pod's change is tried again that did not work out
 
 
 class Forbidden(UserError):
@@ -89,6 +104,9 @@ class Runtime:
         self._given: dict[Ref, Object] = {}
         self._down: frozenset[str] = frozenset()
         self._unplugged: frozenset[tuple[str, str]] = frozenset()
+        self._timers: Timers[tuple[str, str]] = Timers(self._due)
+        self._deletions: dict[str, Deletion] = {}  # of the pods that terminate, by key
+        self.stuck = ""  # why what should have followed by itself did not
         self._faults: tuple[PlanFault, ...] = ()
         self.cluster: Cluster | None = None
         self.plan: Plan | None = None
@@ -151,7 +169,8 @@ class Runtime:
         with self._lock:
             _refuse_nodes(objects)
             given = {ref_of(obj): as_given(obj) for obj in objects}
-            self._change(given, gone=frozenset())
+            self._change(given)
+            self._advance()
 
     def apply(self, objects: Sequence[Object]) -> list[Outcome]:
         """Make the objects so, all or none. Raises ManifestError with everything that is wrong with them."""
@@ -162,7 +181,8 @@ class Runtime:
             _refuse_nodes(checked)
             given = dict(self._given)
             given.update({ref_of(obj): with_status_of(obj, self._given.get(ref_of(obj))) for obj in checked})
-            events = {event.ref: event for event in self._change(given, gone=frozenset())}
+            events = {event.ref: event for event in self._change(given)}
+            self._advance()
             return [Outcome(ref, _action(events.get(ref))) for ref in map(ref_of, checked)]
 
     def _updating(self, obj: Object) -> Object:
@@ -200,17 +220,70 @@ class Runtime:
                 )
             return self._put(change(known))
 
+    def update_status(self, ref: Ref, change: Callable[[Object], Object]) -> Object:
+        """Set the status that others than the lab may set: whether a pod is ready (its condition Ready), and the
+        addresses that a load balancer has given to a Service. Raises NotFound, ManifestError, Forbidden."""
+        with self._lock:
+            known = self.store.get(ref)
+            if known is None:
+                raise NotFound(f"{ref.kind} {_qualified(ref)} not found")
+            wanted = change(known)
+            if (ref.group, ref.kind) == ("", POD_KIND):
+                ready = condition_ready(wanted)
+                if ready is not None:
+                    self.set_ready({f"{ref.namespace}/{ref.name}": ready})
+            elif (ref.group, ref.kind) == ("", "Service"):
+                given = self._given[ref]
+                faults = list(status_faults({**given, "status": wanted.get("status")}))
+                if faults:
+                    subject = f"Service {_qualified(ref)}"
+                    raise ManifestError([Problem("<api>", subject, path, reason) for path, reason in faults])
+                self._change({**self._given, ref: {**given, "status": wanted.get("status") or {}}})
+            else:
+                raise Forbidden(f"the status of a {ref.kind} is the lab's own to set")
+            held = self.store.get(ref)
+            assert held is not None
+            return held
+
+    def set_ready(self, readiness: Mapping[str, bool]) -> None:
+        """Say of pods (``namespace/name``) whether they are ready, as their readiness probes would. Raises NotFound."""
+        with self._lock:
+            there = {pod.key for pod in self.current.pods}
+            for key in readiness:
+                if key not in there:
+                    raise NotFound(f"pod {key} not found")
+            for key in readiness:
+                self._timers.cancel((READY, key))
+            self._change(self._given, readiness=readiness)
+            self._advance()
+
+    def progress_of(self, ref: Ref) -> tuple[bool, str]:
+        """Whether a workload's rollout is over, and a line about it. Raises NotFound."""
+        with self._lock:
+            manifest = self._given.get(ref)
+            if manifest is None or ref.kind not in ROLLED:
+                raise NotFound(f"{ref.kind} {_qualified(ref)} not found", hint=f"{', '.join(ROLLED)} roll out")
+            done, text = progress(manifest, workload_numbers(self.current, manifest))
+            return done, f"{text} ({self.stuck})" if self.stuck and not done else text
+
+    def close(self) -> None:
+        """Nothing happens by itself any more."""
+        self._timers.close()
+
     def _put(self, obj: Object) -> Object:
         (outcome,) = self.apply([obj])
         held = self.store.get(outcome.ref)
         assert held is not None, "what was applied is in the store"
         return held
 
-    def delete(self, refs: Sequence[Ref]) -> list[Outcome]:
-        """Delete objects. A pod that a workload owns comes back as another, as it would in a cluster."""
+    def delete(self, refs: Sequence[Ref], grace: float | None = None) -> list[Outcome]:
+        """Delete objects. A pod that a workload owns comes back as another, as it would in a cluster.
+
+        ``grace`` is the time (seconds) that pods among ``refs`` may take to end, in place of what their spec says; 0
+        ends them at once.
+        """
         with self._lock:
             given = dict(self._given)
-            gone: set[str] = set()
             emptied = {ref.name for ref in refs if ref.kind == NAMESPACE_KIND and ref in given}
             for ref in refs:
                 if ref.kind == NODE_KIND and not ref.group:
@@ -221,14 +294,16 @@ class Runtime:
                     raise Forbidden(f'namespaces "{ref.name}" is forbidden: this namespace may not be deleted')
                 if ref not in given and self.store.get(ref) is None:
                     raise NotFound(f"{ref.kind} {_qualified(ref)} not found")
+            pods = {f"{ref.namespace}/{ref.name}" for ref in refs if (ref.group, ref.kind) == ("", POD_KIND)}
             for ref in refs:
-                if ref in given:
-                    del given[ref]
-                elif ref.kind == POD_KIND:
-                    gone.add(f"{ref.namespace}/{ref.name}")
+                given.pop(ref, None)
             for ref in [ref for ref in given if ref.namespace in emptied]:
                 del given[ref]
-            self._change(given, gone=frozenset(gone))
+            if grace is not None and grace <= 0:
+                self._change(given, ended=frozenset(pods))
+            else:
+                self._change(given, gone=frozenset(pods), grace=grace)
+            self._advance()
             return [Outcome(ref, "deleted") for ref in refs]
 
     # Breaking, and mending
@@ -325,17 +400,37 @@ class Runtime:
         puts += [self._pod_object(pod, nodes[pod.node]) for pod in cluster.pods if pod.node in nodes]
         puts += service_puts(before, cluster, self._given.keys())
         self.store.commit(puts, service_deletes(before, cluster, self._given.keys()))
+        self._advance()
 
-    def _change(self, given: dict[Ref, Object], gone: frozenset[str]) -> list[Event]:
+    def _change(
+        self,
+        given: dict[Ref, Object],
+        *,
+        gone: frozenset[str] = frozenset(),
+        ended: frozenset[str] = frozenset(),
+        readiness: Mapping[str, bool] | None = None,
+        available: frozenset[str] = frozenset(),
+        grace: float | None = None,
+    ) -> list[Event]:
         self._check_whole()
         extra = missing_addons(given.values(), self._addons, begun=self._addons_begun, at_once=self._addons_at_once)
         given = {**given, **{ref_of(obj): obj for obj in extra}}
         ipam = self._ipam.copy()
-        cluster = assemble(self.topology, list(given.values()), ipam, self.cluster, gone=gone, down=self._down)
+        cluster = assemble(
+            self.topology,
+            list(given.values()),
+            ipam,
+            self.cluster,
+            gone=gone,
+            ended=ended,
+            readiness=readiness,
+            available=available,
+            down=self._down,
+        )
         self.style.check(cluster)
         previous = (self.cluster, self.plan) if self.cluster is not None and self.plan is not None else None
         plan = self._planned(cluster, previous)
-        faults = self._surviving_faults(cluster, gone)
+        faults = self._surviving_faults(cluster)
         old = self._side(*previous, self._down, self._faults) if previous is not None else Side(None)
         new = self._side(cluster, plan, self._down, faults)
         self._reach(old, new, self._routes_to_await(old, new, cluster))
@@ -349,7 +444,78 @@ class Runtime:
         before, before_given = self.cluster, self._given
         self._addons_begun = self._addons_begun or bool(extra)
         self._ipam, self._given, self.cluster, self.plan, self._faults = ipam, given, cluster, plan, faults
-        return self._commit(before, cluster, before_given, given, gone)
+        self._set_timers(before, cluster, grace)
+        return self._commit(before, cluster, before_given, given)
+
+    def _advance(self) -> None:
+        """Take the further steps of rollouts, as far as none of them has to wait for a pod to be ready or gone."""
+        for _ in range(10 + 4 * len(self.current.pods)):
+            before = self.current
+            if not before.rolling or self.broken:
+                return
+            try:
+                self._change(self._given)
+            except CnilabError as error:
+                self.stuck = f"the rollout of {', '.join(before.rolling)} does not go on: {error.message}"
+                return
+            self.stuck = ""
+            if self.current.pods == before.pods and self.current.replica_sets == before.replica_sets:
+                return
+
+    # What happens by itself
+
+    def _set_timers(self, old: Cluster | None, now: Cluster, grace: float | None) -> None:
+        """Start the clocks of pods that have begun to wait for something, and stop those of pods that are gone."""
+        known = {pod.key: pod for pod in old.pods} if old is not None else {}
+        for pod in now.pods:
+            before = known.pop(pod.key, None)
+            if before is pod:
+                continue
+            if before is not None and before.incarnation != pod.incarnation:
+                self._forget(pod.key)
+                before = None
+            if pod.terminating:
+                if before is None or not before.terminating:
+                    seconds = pod.grace if grace is None else min(pod.lifetime.shutdown, grace)
+                    limit = pod.lifetime.grace_period if grace is None else int(grace)
+                    self._deletions[pod.key] = Deletion(time.time() + limit, limit)
+                    self._forget(pod.key, ending=True)
+                    self._timers.set((ENDED, pod.key), seconds)
+            elif not pod.ready:
+                if before is None:
+                    self._timers.set((READY, pod.key), pod.lifetime.ready_after)
+            elif not pod.available and (before is None or not before.ready):
+                self._timers.set((AVAILABLE, pod.key), pod.lifetime.min_ready)
+        for key in known:
+            self._forget(key)
+
+    def _forget(self, key: str, *, ending: bool = False) -> None:
+        self._timers.cancel((READY, key))
+        self._timers.cancel((AVAILABLE, key))
+        if not ending:
+            self._timers.cancel((ENDED, key))
+            self._deletions.pop(key, None)
+
+    def _due(self, due: list[tuple[str, str]]) -> None:
+        """The time of some pods has come (on the timers' thread)."""
+        with self._lock:
+            if self.broken:
+                return
+            pods = {pod.key: pod for pod in self.current.pods}
+            ready = {key: True for what, key in due if what == READY and key in pods}
+            available = frozenset(key for what, key in due if what == AVAILABLE and key in pods and pods[key].ready)
+            ended = frozenset(key for what, key in due if what == ENDED and key in pods and pods[key].terminating)
+            if not (ready or available or ended):
+                return
+            try:
+                self._change(self._given, ended=ended, readiness=ready, available=available)
+            except Exception as error:  # nobody waits for this thread: what it could not do is said with every answer
+                self.stuck = f"pods {', '.join(key for _, key in due)} do not change: {error}"
+                for timer in due if not self.broken else ():
+                    self._timers.set(timer, RETRY)
+                return
+            self.stuck = ""
+            self._advance()
 
     def _planned(self, cluster: Cluster, previous: tuple[Cluster, Plan] | None) -> Plan:
         proxy = self.proxy.when(cluster) if self.proxy is not None else None
@@ -363,9 +529,12 @@ class Runtime:
         fresh = with_endpoints(cluster, before, down=down)
         return fresh, plan if fresh.slices is cluster.slices else self._planned(fresh, (cluster, plan))
 
-    def _surviving_faults(self, cluster: Cluster, gone: frozenset[str]) -> tuple[PlanFault, ...]:
+    def _surviving_faults(self, cluster: Cluster) -> tuple[PlanFault, ...]:
         """Without those of pods that go: whoever comes under their names is another."""
-        pods = {pod.ns for pod in cluster.pods if pod.key not in gone}
+        if not self._faults:
+            return ()
+        known = {pod.key: pod.incarnation for pod in self.cluster.pods} if self.cluster is not None else {}
+        pods = {pod.ns for pod in cluster.pods if known.get(pod.key) == pod.incarnation}
         return tuple(fault for fault in self._faults if not fault.ns.startswith("pod/") or fault.ns in pods)
 
     def _side(self, cluster: Cluster, plan: Plan, down: frozenset[str], faults: Sequence[PlanFault]) -> Side:
@@ -425,13 +594,12 @@ class Runtime:
         cluster: Cluster,
         before: dict[Ref, Object],
         given: dict[Ref, Object],
-        gone: frozenset[str],
     ) -> list[Event]:
         """Put into the store what changed between two states, derived objects included. A pod that came back under its
         old name is another object."""
         nodes = {node.name: node for node in cluster.nodes}
         puts: list[Object] = []
-        deletes = [ref for ref in before if ref not in given]
+        deletes = [ref for ref in before if ref not in given and (ref.group, ref.kind) != ("", POD_KIND)]
         had = old.namespaces if old is not None else {}
         for name, labels in cluster.namespaces.items():
             ref = Ref("", NAMESPACE_KIND, "", name)
@@ -451,7 +619,7 @@ class Runtime:
         for pod in cluster.pods:
             ref = Ref("", POD_KIND, pod.namespace, pod.name)
             known = known_pods.pop(pod.key, None)
-            if known is not None and (pod.key in gone or (known.node, known.addresses) != (pod.node, pod.addresses)):
+            if known is not None and _identity(known) != _identity(pod):
                 deletes.append(ref)
                 known = None
             if known != pod or before.get(ref) != given.get(ref):
@@ -464,12 +632,20 @@ class Runtime:
         return not_ready(obj) if node.name in self._down else obj
 
     def _pod_object(self, pod: Pod, node: Node, manifest: Object | None = None) -> Object:
-        manifest = manifest or self._given.get(Ref("", POD_KIND, pod.namespace, pod.name))
+        ref = Ref("", POD_KIND, pod.namespace, pod.name)
+        manifest = manifest or self._given.get(ref)
         obj = pod_object(pod, node)
+        if pod.terminating and (held := self.store.get(ref)) is not None:
+            return terminating({**held, "status": obj["status"]}, self._deletions[pod.key])
         if manifest is not None:
             obj["spec"] = {**obj["spec"], **manifest.get("spec", {}), "nodeName": pod.node}
         obj["metadata"].setdefault("annotations", {})[SERVED_BY] = served_by(pod)
         return not_ready(obj) if pod.node in self._down else obj
+
+
+def _identity(pod: Pod) -> tuple[int, str, tuple[str, ...]]:
+    """What tells a pod from its successor under the same name."""
+    return pod.incarnation, pod.node, pod.addresses
 
 
 def _action(event: Event | None) -> Literal["created", "configured", "unchanged"]:

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from emulator.cluster.kinds import Kind
+from emulator.cluster.kinds import Kind, resource
 from emulator.cluster.model import Cluster
 from emulator.errors import NotFound, UserError
 from emulator.lab import faults
@@ -53,6 +53,20 @@ class CaptureWish(msgspec.Struct, frozen=True):
     """Where to capture; nowhere named: everywhere."""
 
     hops: list[str] = []
+
+
+class DeleteWish(msgspec.Struct, frozen=True):
+    """Objects to delete: group, kind, namespace and name of each; ``grace_period`` (s) is the pods' among them."""
+
+    refs: list[tuple[str, str, str, str]]
+    grace_period: int | None = None
+
+
+class ReadyWish(msgspec.Struct, frozen=True):
+    """Pods that are to be ready, or not."""
+
+    pods: list[str]
+    ready: bool = True
 
 
 class PluginWish(msgspec.Struct, frozen=True):
@@ -102,6 +116,8 @@ class Verbs:
             ("POST", f"{base}/plugins", self._plugins),
             ("POST", f"{base}/apply", self._apply),
             ("POST", f"{base}/delete", self._delete),
+            ("POST", f"{base}/ready", self._ready),
+            ("GET", f"{base}/rollout", self._rollout),
             ("POST", f"{base}/probe", self._probe),
             ("POST", f"{base}/streams", self._start_stream),
             ("DELETE", f"{base}/streams/{{id}}", self._stop_stream),
@@ -147,8 +163,22 @@ class Verbs:
         return [_outcome(outcome) for outcome in self._runtime.apply(objects)]
 
     def _delete(self, _path: Any, _query: Any, body: Any) -> Any:
-        refs = [Ref(*ref) for ref in _typed(body, list[tuple[str, str, str, str]])]
-        return [_outcome(outcome) for outcome in self._runtime.delete(refs)]
+        wish = _typed({"refs": body} if isinstance(body, list) else body, DeleteWish)
+        refs = [Ref(*ref) for ref in wish.refs]
+        return [_outcome(outcome) for outcome in self._runtime.delete(refs, wish.grace_period)]
+
+    def _ready(self, _path: Any, _query: Any, body: Any) -> None:
+        wish = _typed(body, ReadyWish)
+        pods = {name: resolve(self._runtime.current, name).pod for name in wish.pods}
+        if others := [name for name, pod in pods.items() if pod is None]:
+            raise UserError(f"{others[0]!r} is no pod: only pods are ready, or not")
+        self._runtime.set_ready({pod.key: wish.ready for pod in pods.values() if pod is not None})
+
+    def _rollout(self, _path: Any, query: dict[str, str], _body: Any) -> dict[str, Any]:
+        kind = resource(query.get("kind", ""))
+        ref = reference(kind, query.get("namespace", "default"), query.get("name", ""))
+        done, text = self._runtime.progress_of(ref)
+        return {"done": done, "message": text}
 
     def _probe(self, _path: Any, _query: Any, body: Any) -> list[ProbeAnswer]:
         requests = [self._settled(request) for request in _typed(body, list[ProbeRequest])]

@@ -53,7 +53,13 @@ class Lab:
         self.cluster: Cluster | None = None
 
     def apply(self, *objects: Any, gone: tuple[str, ...] = ()) -> Cluster:
-        self.cluster = assemble(self.topology, validate_objects(objects), self.ipam, self.cluster, gone=gone)
+        given = validate_objects(objects)
+        self.cluster = assemble(self.topology, given, self.ipam, self.cluster, gone=gone)
+        steps = 0
+        while self.cluster.rolling:  # nobody waits for anything here
+            self.cluster = assemble(self.topology, given, self.ipam, self.cluster)
+            steps += 1
+            assert steps < 50, self.cluster.rolling
         return self.cluster
 
 
