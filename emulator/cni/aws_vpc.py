@@ -26,12 +26,15 @@ from dataclasses import dataclass
 from emulator.cluster import ipam as address_managers
 from emulator.cluster.eni_ipam import EniPools
 from emulator.cluster.model import Cluster, Eni, Machine, Node, Pod, Topology, Vpc
+from emulator.cluster.system_pods import environments
+from emulator.cluster.validation import invalid
 from emulator.cni.limits import check_nodes
 from emulator.cni.style import Plain
 from emulator.cni.styles import pick_mode
 from emulator.cni.vpc_fabric import JUMBO_MTU, lay_fabric, port_name
 from emulator.cni.vpc_router import internet_gateway, nat_gateway, vpc_router
 from emulator.cni.wiring import pod_namespace
+from emulator.errors import ManifestError, Problem
 from emulator.plan.addressing import (
     contains,
     default_route,
@@ -64,6 +67,11 @@ GATEWAY = "169.254.1.1"  # driver.go: of every pod; a permanent ARP entry, no on
 MARK = "0x80"  # network.go: defaultConnmark
 MAIN_TABLE = 254
 TO_POD, MARKED, FROM_POD, FROM_ENI = 512, 1024, 1536, 32765  # priorities of ip rules
+
+AWS_NODE = "aws-node"  # DaemonSet and container of config/master/aws-k8s-cni.yaml
+NODE_PORT_SUPPORT = "AWS_VPC_CNI_NODE_PORT_SUPPORT"
+_TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})  # Go: strconv.ParseBool
+_FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 
 SECONDARY_IPS = "secondary-ips"
 PREFIX = "prefix"
@@ -142,6 +150,8 @@ class AwsVpc(Plain):
 
     def check(self, cluster: Cluster) -> None:
         check_nodes(self.name, cluster, _mtu)
+        for node in cluster.nodes:
+            _node_port_support(cluster, node)
 
     # -- a node ---------------------------------------------------------------------------------------------
 
@@ -166,11 +176,11 @@ class AwsVpc(Plain):
             component=IPAMD,
             why="what is marked leaves by the primary interface, whichever interface the pod's address is of",
         )
-        yield self._mangle_rules(node)
+        yield self._mangle_rules(node, marked=self.mode != NO_CONNMARK and _node_port_support(cluster, node))
         if self.mode != EXTERNAL_SNAT:
             yield _nat_rules(vpc, node)
 
-    def _mangle_rules(self, node: Node) -> IptablesRules:
+    def _mangle_rules(self, node: Node, *, marked: bool) -> IptablesRules:
         comment = ("-m", "comment", "--comment", "AWS, primary ENI")
         restore = ("-j", "CONNMARK", "--restore-mark", "--mask", MARK)
         marks = (
@@ -184,11 +194,11 @@ class AwsVpc(Plain):
             ),
         )
         rules = (
-            *(marks if self.mode != NO_CONNMARK else ()),
+            *(marks if marked else ()),
             Rule((*comment, "-i", "eni+", *restore), "replies of pods: the connection's mark becomes the packet's"),
             *(
                 (Rule((*comment, "-i", "vlan+", *restore), "the same for pods with a branch interface"),)
-                if self.mode != NO_CONNMARK
+                if marked
                 else ()
             ),
         )
@@ -200,7 +210,9 @@ class AwsVpc(Plain):
             chains=(),
             jumps=tuple(Jump("PREROUTING", rule) for rule in rules),
             component=IPAMD,
-            why="connection marks decide the interface before routing, where NAT is not yet undone",
+            why="connection marks decide the interface before routing, where NAT is not yet undone"
+            if marked
+            else f"{NODE_PORT_SUPPORT}=false: what comes to the node's own address is not marked",
         )
 
     def router(self, cluster: Cluster, router: Machine) -> Iterator[AnyObject]:
@@ -288,6 +300,15 @@ class AwsVpc(Plain):
                 component=CNI_PLUGIN,
                 why=f"from {pod.key}: leaves by {eni.device}, since the VPC takes its address from no other interface",
             )
+
+
+def _node_port_support(cluster: Cluster, node: Node) -> bool:
+    """What aws-node's DaemonSet says; yes if nothing (ipamd: nodePortSupportEnabled). Raises ManifestError."""
+    text = environments(cluster, AWS_NODE).get(node.name, {}).get(NODE_PORT_SUPPORT, "true")
+    if text not in _TRUE | _FALSE:
+        path = f"spec.template.spec.containers[{AWS_NODE}].env[{NODE_PORT_SUPPORT}]"
+        raise ManifestError([Problem("", f"DaemonSet {AWS_NODE}", path, invalid(text, "must be true or false"))])
+    return text in _TRUE
 
 
 def _vpc(cluster: Cluster) -> Vpc:

@@ -16,7 +16,8 @@ def sort_journeys(
     """The probe's requests, its replies, and everything else (ARP, BGP, ICMP errors), each in order of time.
 
     A request starts where the probe was sent and is bound for its target; a reply ends there. Addresses are compared
-    at that one place only: on the way they may be translated.
+    at that one place only: on the way they may be translated. If no reply ended there, those count that set out from
+    where requests had arrived and got lost.
     """
     requests, replies, others = [], [], []
     for journey in journeys:
@@ -27,7 +28,40 @@ def sort_journeys(
             replies.append(journey)
         else:
             others.append(journey)
+    if answer.result.sent == 1 and answer.result.local_port:
+        requests, strangers = _of_port(requests, "source_port", answer.result.local_port)
+        replies, more = _of_port(replies, "target_port", answer.result.local_port)
+        others = sorted([*others, *strangers, *more], key=lambda journey: journey.hops[0].time)
+    if not replies:
+        replies = [journey for journey in others if any(_answers(journey, request) for request in requests)]
+        others = [journey for journey in others if journey not in replies]
     return requests, replies, tuple(others)
+
+
+def _of_port(journeys: list[Journey], field: str, port: int) -> tuple[list[Journey], list[Journey]]:
+    """Those of the probe's own port where it was sent, and others' between the same two (a daemon's, say).
+
+    All of them if none has it, as where the sender's own rules have changed the port before the packet could be seen.
+    """
+    own = [
+        journey
+        for journey in journeys
+        if getattr(journey.hops[0 if field == "source_port" else -1].packet, field) == port
+    ]
+    return (own, [journey for journey in journeys if journey not in own]) if own else (journeys, [])
+
+
+def _answers(journey: Journey, request: Journey) -> bool:
+    """Whether a packet set out from where a request arrived, back to whom the request seemed to come from."""
+    arrival, start = request.hops[-1], journey.hops[0]
+    asked, told = arrival.packet, start.packet
+    if journey.kind != "packet" or arrival.direction != "in" or (start.ns, start.direction) != (arrival.ns, "out"):
+        return False
+    if (told.protocol, told.source, told.target) != (asked.protocol, asked.target, asked.source):
+        return False
+    if told.protocol in _PROTOCOLS["icmp"]:
+        return told.icmp_type in (0, 129) and told.icmp_id == asked.icmp_id
+    return (told.source_port, told.target_port) == (asked.target_port, asked.source_port)
 
 
 def _is_request(packet: Packet, answer: ProbeAnswer) -> bool:

@@ -201,6 +201,8 @@ def _reply_summary(column: FlowColumn) -> str:
     path = column.reply_path
     if not path:
         return ""
+    if column.reply and column.result and column.reply.journey.hops[-1].ns != column.result.source_ns:
+        return f"{path.traversals} device traversals, never arrived"
     return f"{path.traversals} device traversals, TTL {path.last_ttl} at the sender, {microseconds(path.elapsed)}"
 
 

@@ -49,9 +49,10 @@ def flow_checks(
             told = [reason for hop in chosen[0].hops for reason in hop.reasons] if chosen else []
             observed = "; ".join(dict.fromkeys(reason.subject for reason in told)) or NOTHING
             met = all(any(text in f"{reason.subject}: {reason.why}" for reason in told) for text in value)
-        elif name == "path":
-            observed = " ".join(_places(first)) if first else NOTHING
-            met = path_matches(value, first) if first else not value
+        elif name in ("path", "reply_path"):
+            way = first if name == "path" else next(iter(replies), None)
+            observed = " ".join(_places(way)) if way else NOTHING
+            met = path_matches(value, way) if way else not value
         elif name == "source":
             observed = first.hops[-1].packet.source if first else NOTHING
             met = first is not None and observed in _source_addresses(value, cluster, first)

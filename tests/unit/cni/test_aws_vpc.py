@@ -11,7 +11,7 @@ from emulator.cluster.kubernetes import node_object
 from emulator.cluster.topology import load_topology, parse_topology
 from emulator.cni.styles import load_style
 from emulator.cni.vpc_fabric import lay_fabric, port_name
-from emulator.errors import UserError
+from emulator.errors import ManifestError, UserError
 from emulator.plan.iptables import rule_text
 from emulator.plan.model import (
     Address,
@@ -333,3 +333,28 @@ def test_a_node_with_two_cables_is_refused() -> None:
     text = SMALL.replace("[{name: s1,", "[{name: s2, cidrs: [10.9.0.0/24]}, {name: s1,")
     with pytest.raises(UserError, match="node n2 on one switch and nothing else"):
         lay_fabric(parse_topology(text + "links: [{from: n2, to: s2}, {from: tor, to: s2}]", "test"))
+
+
+def aws_node(value: str) -> dict[str, Any]:
+    env = [{"name": "AWS_VPC_CNI_NODE_PORT_SUPPORT", "value": value}]
+    labels = {"k8s-app": "aws-node"}
+    spec = {"hostNetwork": True, "containers": [{"name": "aws-node", "image": "amazon-k8s-cni", "env": env}]}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": {"name": "aws-node", "namespace": "kube-system"},
+        "spec": {"selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": spec}},
+    }
+
+
+@pytest.mark.parametrize(("value", "marks"), [("false", False), ("0", False), ("true", True), ("", True)])
+def test_aws_nodes_manifest_says_whether_nodeports_are_marked(planned: Any, value: str, marks: bool) -> None:
+    made = planned("aws-vpc", SMALL, objects=(aws_node(value),))
+    (mangle,) = [item for item in made.of(IptablesRules, "node/n1") if item.table == "mangle"]
+    assert any("--set-mark" in jump.rule.args for jump in mangle.jumps) is marks
+    assert ("AWS_VPC_CNI_NODE_PORT_SUPPORT=false" in mangle.why) is not marks
+
+
+def test_what_is_no_truth_value_is_refused(planned: Any) -> None:
+    with pytest.raises(ManifestError, match="must be true or false"):
+        planned("aws-vpc", SMALL, objects=(aws_node("no"),))

@@ -98,6 +98,7 @@ CASES: list[tuple[str, Any, Any]] = [
     ("encapsulation", "vxlan", "none"),
     ("overhead", 50, 0),
     ("path", ["n1-p1:eth0", "...", "n2-p1:eth0"], ["n1-p1:eth0", "n2-p1:eth0"]),
+    ("reply_path", ["n1-p1:eth0", "...", "n2-p1:eth0"], []),
     ("answered_by", "n2-p1", "n1-p1"),
     ("received", 3, 2),
     ("detail", "1400", "1450"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec.structs import replace
+
 from emulator.capture.model import Hop, Journey, Packet
 from emulator.lab.records import ProbeAnswer
 from emulator.lab.tracing import sort_journeys
@@ -33,3 +35,41 @@ def test_requests_and_replies_are_told_by_their_ends() -> None:
 def test_a_further_fragment_is_neither_although_its_icmp_type_reads_as_echo_reply() -> None:
     piece = journey(3, TARGET, POD, 0, kind="fragment", fragment_offset=1480)
     assert sort_journeys([piece], ANSWER) == ([], [], (piece,))
+
+
+def lost(number: int, source: str, target: str, **more: Any) -> Journey:
+    """A packet that left pod b and did not get far; what it was on the way is of no account."""
+    packet = Packet("", "", 98, "icmp", 4, source, target, 64, icmp_type=0, **more)
+    hops = (Hop(0, 0, "pod/default/b", "eth0", "out", packet), Hop(1, 1, "node/n2", "eth1", "out", packet))
+    return Journey(number, hops)
+
+
+def test_a_reply_that_got_lost_is_one_if_none_arrived() -> None:
+    request, gone = journey(1, POD, TARGET, 8, icmp_id=7), lost(2, TARGET, POD, icmp_id=7)
+    assert sort_journeys([request, gone], ANSWER) == ([request], [gone], ())
+    reply = journey(3, TARGET, POD, 0, icmp_id=7)
+    assert sort_journeys([request, gone, reply], ANSWER) == ([request], [reply], (gone,))
+
+
+def test_what_answers_another_request_is_no_lost_reply() -> None:
+    request = journey(1, POD, TARGET, 8, icmp_id=7)
+    for other in (lost(2, TARGET, POD, icmp_id=8), lost(2, TARGET, "10.244.1.9", icmp_id=7)):
+        assert sort_journeys([request, other], ANSWER) == ([request], [], (other,))
+    unheard = Journey(1, request.hops[:1])
+    assert sort_journeys([unheard, lost(2, TARGET, POD, icmp_id=7)], ANSWER)[1] == []
+
+
+def test_others_between_the_same_two_are_told_by_their_port() -> None:
+    """BIRD calls port 179 of a node, and so does a probe."""
+    answer = replace(ANSWER, protocol="tcp", port=179, result=replace(ANSWER.result, local_port=40000))
+    mine, birds = (
+        Journey(number, tuple(replace_packet(hop, port) for hop in journey(number, POD, TARGET, 0).hops))
+        for number, port in ((1, 40000), (2, 50000))
+    )
+    assert sort_journeys([birds, mine], answer) == ([mine], [], (birds,))
+    assert sort_journeys([birds], answer) == ([birds], [], ())  # translated before it was seen
+
+
+def replace_packet(hop: Hop, port: int) -> Hop:
+    packet = Packet("", "", 74, "tcp", 4, POD, TARGET, 64, source_port=port, target_port=179)
+    return Hop(hop.time, hop.elapsed, hop.ns, hop.device, hop.direction, packet)
