@@ -107,6 +107,7 @@ def _wire(boot: Boot, reporter: Reporter) -> Any:
     from emulator.lab.machinery import Machinery
     from emulator.lab.pods import substitutions
     from emulator.lab.proxies import Beside
+    from emulator.lab.proxy_watch import ProxyWatch
     from emulator.lab.runtime import Runtime
     from emulator.lab.verbs import Verbs
 
@@ -126,7 +127,14 @@ def _wire(boot: Boot, reporter: Reporter) -> Any:
         wire_accurate=boot.wire_accurate,
         progress=reporter.progress,
     )
+
+    def look(*, always: bool) -> list[str]:
+        with runtime.still():
+            return [] if runtime.broken else machinery.applier.repair_proxy(always=always)
+
     runtime.start(boot.objects)
+    watch = ProxyWatch(look)
+    watch.start()
     taken = 0.0
 
     def status() -> LabStatus:
@@ -147,13 +155,14 @@ def _wire(boot: Boot, reporter: Reporter) -> Any:
             daemons=machinery.daemons(),
             processes=machinery.processes(),
             faults=_faults(runtime),
-            notices=(*substitutions(cluster.pods), *machinery.dns.notices),
+            notices=(*substitutions(cluster.pods), *machinery.dns.notices, *watch.notices),
             plugin_problems=tuple(map(msgspec.to_builtins, machinery.plugin_problems())),
             broken=runtime.broken,
         )
 
     def warnings() -> list[str]:
         broken = [f"this lab is broken: {runtime.broken}"] if runtime.broken else []
+        broken += [runtime.stuck] if runtime.stuck else []
         return [*broken, *machinery.labels, *_instead(proxy), *machinery.obituaries()]
 
     verbs = Verbs(runtime, machinery, status).table()
