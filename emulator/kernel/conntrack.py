@@ -26,9 +26,11 @@ def udp_entries(ns: str) -> list[Entry]:
     def body(conntrack: Any) -> list[Entry]:
         return [
             entry
-            for message in conntrack.dump()
-            if message["nfgen_family"] in FAMILIES
-            for entry in _entry(message["nfgen_family"], message)
+            for family in FAMILIES
+            # The kernel sends those of the protocol alone (since 5.8), and of the family that the filter is of.
+            for message in conntrack.dump(tuple_orig=NFCTAttrTuple(family=family, proto=socket.IPPROTO_UDP))
+            if message["nfgen_family"] == family
+            for entry in _entry(family, message)
         ]
 
     return _inside(ns, body)
