@@ -103,19 +103,3 @@ def test_another_vni_and_port_are_on_the_wire() -> None:
         assert lab.verify() == []
         wire = [line for line in ping_hops(lab, "n1-p1", "n2-p1") if line.startswith("n1:eth0 out")]
         assert "udp 4789 vni 7  148 bytes" in wire[0]
-
-
-@pytest.mark.requires("ipip")
-@pytest.mark.real_kernel
-@pytest.mark.parametrize(("cni", "device"), [("flannel:ipip", "flannel.ipip"), ("calico:ipip", "tunl0")])
-def test_ip_in_ip_adds_twenty_bytes(cni: str, device: str) -> None:
-    with Lab("three-nodes", cni=cni, wire_accurate=True) as lab:
-        assert lab.verify() == []
-        request = lab.trace("n1-p1", "n2-p1").request
-        assert request is not None
-        places = [(hop.ns, hop.device) for hop in request.hops]
-        assert ("node/n1", device) in places
-        assert ("node/n2", device) in places
-        (tunnel,) = {hop.packet.tunnel for hop in request.hops if hop.packet.tunnel is not None}
-        assert (tunnel.kind, tunnel.overhead, tunnel.ttl) == ("ipip", 20, 63)
-        assert request.hops[-1].packet.ttl == 62

@@ -229,17 +229,6 @@ def test_nodes_of_other_subnets_are_reached_through_a_tunnel() -> None:
         assert tunnel in [hop.device for hop in to_node.hops]
 
 
-@pytest.mark.real_kernel
-@pytest.mark.requires("ipip")
-def test_a_full_overlay_wraps_packets_within_a_subnet_too() -> None:
-    with Lab("three-nodes", cni="kube-router:full", wire_accurate=True) as lab:
-        assert lab.verify() == []
-        request = lab.trace("n1-p1", "n2-p1").request
-        assert request is not None
-        assert {hop.packet.tunnel.kind for hop in request.hops if hop.packet.tunnel is not None} == {"ipip"}
-        assert request.hops[-1].packet.ttl == 62
-
-
 def routes(lab: Lab, place: str) -> str:
     return "\n".join(" ".join(line.split()) for line in lab.run(place, "ip", "route").stdout.splitlines())
 
