@@ -65,6 +65,7 @@ class Query(NamedTuple):
     labels: Labels
     kind: str
     rdtype: int
+    rdclass: int
     edns: bool
     wants_dnssec: bool
     size: int
@@ -136,6 +137,7 @@ def read(data: bytes) -> Query | bytes | None:
         labels=lower(question.name),
         kind=dns.rdatatype.to_text(question.rdtype),
         rdtype=question.rdtype,
+        rdclass=question.rdclass,
         edns=edns,
         wants_dnssec=bool(message.ednsflags & dns.flags.DO) if edns else False,
         size=size,
@@ -204,7 +206,7 @@ def received(data: bytes) -> tuple[int, Sections]:
 
 def render(query: Query, sections: Sections, limit: int) -> Rendered:
     """The answer's bytes, at most ``limit``."""
-    question = _wire(query.name) + struct.pack("!HH", query.rdtype, _IN)
+    question = _wire(query.name) + struct.pack("!HH", query.rdtype, query.rdclass)
     option = _option(query, sections)
     everything = [*sections.answer, *sections.authority, *sections.additional]
     plain = [_bytes(rr, query.name) for rr in everything]

@@ -240,7 +240,7 @@ KERNEL: tuple[KernelFeature, ...] = (
         ("ip_set", "ip_set_hash_net"),
         without="nft sets",
     ),
-    KernelFeature("ipvs", a.generic_family("IPVS"), "CONFIG_IP_VS", "kube-proxy ipvs, kube-router", ("ip_vs",)),
+    KernelFeature("ipvs", a.ipvs, "CONFIG_IP_VS", "kube-proxy ipvs, kube-router", ("ip_vs", "ip_vs_rr", "xt_ipvs")),
     KernelFeature(
         "conntrack", a.conntrack, "CONFIG_NF_CT_NETLINK", "traces through NAT", ("nf_conntrack", "nf_conntrack_netlink")
     ),
@@ -290,6 +290,7 @@ PROGRAMS: tuple[Program, ...] = (
         optional=True,
     ),
     Program("tshark", "the tests", {"debian": "tshark", "fedora": "wireshark-cli"}, optional=True),
+    Program("dig", "the tests of DNS", {"debian": "bind9-dnsutils", "fedora": "bind-utils"}, optional=True),
     Program(
         "cni-plugins",
         "conflist's examples, the tests",
