@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from typing import Any, TypeVar
 
 from pyroute2.netlink.exceptions import NetlinkError
@@ -22,44 +23,46 @@ T = TypeVar("T")
 
 def udp_entries(ns: str) -> list[Entry]:
     """The UDP entries of a namespace (by its name in the plan). Raises ApplyError."""
-
-    def body(conntrack: Any) -> list[Entry]:
-        return [
-            entry
-            for family in FAMILIES
-            # The kernel sends those of the protocol alone (since 5.8), and of the family that the filter is of.
-            for message in conntrack.dump(tuple_orig=NFCTAttrTuple(family=family, proto=socket.IPPROTO_UDP))
-            if message["nfgen_family"] == family
-            for entry in _entry(family, message)
-        ]
-
-    return _inside(ns, body)
+    found = []
+    for family in FAMILIES:
+        found += _inside(ns, family, partial(_dump, family))
+    return found
 
 
-def forget(ns: str, entries: Iterable[Entry]) -> int:
+def forget(ns: str, entries: Collection[Entry]) -> int:
     """Delete UDP entries; those that are gone already do not matter. Returns how many were deleted.
 
     Raises ApplyError.
     """
-
-    def body(conntrack: Any) -> int:
-        deleted = 0
-        for entry in entries:
-            try:
-                list(conntrack.entry("del", tuple_orig=_tuple(entry)))
-                deleted += 1
-            except NetlinkError as error:
-                if error.code != GONE:
-                    raise
-        return deleted
-
-    return _inside(ns, body)
+    deleted = 0
+    for family in FAMILIES:
+        mine = [entry for entry in entries if (":" in entry.target) == (family == socket.AF_INET6)]
+        if mine:
+            deleted += _inside(ns, family, partial(_delete, mine))
+    return deleted
 
 
-def _inside(ns: str, body: Callable[[Any], T]) -> T:
+def _dump(family: int, conntrack: Any) -> list[Entry]:
+    wanted = NFCTAttrTuple(family=family, proto=socket.IPPROTO_UDP)  # the kernel leaves others out (since 5.8)
+    return [entry for message in conntrack.dump(tuple_orig=wanted) for entry in _entry(family, message)]
+
+
+def _delete(entries: Iterable[Entry], conntrack: Any) -> int:
+    deleted = 0
+    for entry in entries:
+        try:
+            list(conntrack.entry("del", tuple_orig=_tuple(entry)))
+            deleted += 1
+        except NetlinkError as error:
+            if error.code != GONE:
+                raise
+    return deleted
+
+
+def _inside(ns: str, family: int, body: Callable[[Any], T]) -> T:
     try:
         with inside(netns_path(ns)):  # to the end: pyroute2 opens the socket when it is first used
-            conntrack = NFCTSocket()
+            conntrack = NFCTSocket(nfgen_family=family)
             try:
                 return body(conntrack)
             finally:
