@@ -90,8 +90,15 @@ NOT_EMULATED = {
         "localWorkloadPeeringIPV4", "localWorkloadPeeringIPV6", "programClusterRoutes",
     ),
     "BGPPeer": (
-        "sourceAddress", "failureDetectionMode", "restartMode", "ttlSecurity", "reachableBy", "filters",
-        "localASNumber", "localWorkloadSelector", "nextHopMode", "reversePeering", "birdGatewayMode",
+        "sourceAddress", "ttlSecurity", "reachableBy", "filters",
+        "localASNumber", "localWorkloadSelector", "nextHopMode", "reversePeering",
     ),
     "Node": ("ipv4VXLANTunnelAddr", "vxlanTunnelMACAddr", "ipv6VXLANTunnelAddr", "wireguard", "interfaces"),
 }  # fmt: skip
+
+# Fields of Calico Enterprise's BGPPeer; nothing in open-source Calico's would carry them (projectcalico/calico#4607).
+ENTERPRISE = {
+    "failureDetectionMode": "open-source Calico has no BFD: a field of Calico Enterprise",
+    "restartMode": "a field of Calico Enterprise",
+    "birdGatewayMode": "a field of Calico Enterprise",
+}

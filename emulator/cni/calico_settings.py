@@ -24,6 +24,7 @@ from emulator.cluster.decode import Fault, decode
 from emulator.cluster.model import Node
 from emulator.cluster.validation import forbidden, invalid, parse_cidr, required, unsupported
 from emulator.cni.calico_resources import (
+    ENTERPRISE,
     NOT_EMULATED,
     BGPConfigurationSpec,
     BGPPeerSpec,
@@ -231,7 +232,10 @@ class _Reader:
     @staticmethod
     def _worded(kind: str, path: str, reason: str) -> Fault:
         full = f"spec.{path}" if path else "spec"
-        if reason.startswith("unknown field") and path.rpartition(".")[2] in NOT_EMULATED[kind]:
+        field = path.rpartition(".")[2]
+        if reason.startswith("unknown field") and kind == "BGPPeer" and field in ENTERPRISE:
+            return full, forbidden(ENTERPRISE[field])
+        if reason.startswith("unknown field") and field in NOT_EMULATED[kind]:
             return full, forbidden("not emulated")
         return full, reason
 

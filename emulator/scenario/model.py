@@ -32,10 +32,10 @@ class Expect(_Strict, frozen=True):
     between nodes, and ``overhead`` its bytes. ``path``: ``place:device`` of each hop of the request, ``*`` standing
     for anything, ``...`` for any number of hops; an empty one: the request was seen nowhere. ``reply_path``: the same
     of the first reply, which may have got lost on its way. ``detail``: a text that the result's detail holds.
-    ``fragments``: how many packets the most split request travels as (1: whole). ``answered_by`` may hold ``*``. ``client_seen``: the
-    client's address as the answering server saw it, spelt as ``source``. ``servers``: how many different servers
-    answered. ``rules``: texts of which each must be in the rule or route that explains some hop of the request, and
-    ``reply_rules`` of the reply. ``takes_at_least``: ms, of the median round trip; a
+    ``fragments``: how many packets the most split request travels as (1: whole). ``answered_by`` may hold ``*``.
+    ``client_seen``: the client's address as the answering server saw it, spelt as ``source``. ``servers``: how many
+    different servers answered. ``rules``: texts of which each must be in the rule or route that explains some hop of
+    the request, and ``reply_rules`` of the reply. ``takes_at_least``: ms, of the median round trip; a
     lower bound only, since a busy machine makes anything slow.
     """
 

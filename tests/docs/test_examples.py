@@ -101,7 +101,7 @@ def _session(body: str, first: int) -> Iterator[Step]:
 UNTRIED = ("vagrant.md",)
 PAGES = [
     str(path.relative_to(ROOT))
-    for pattern in ("README.md", "captures/README.md", "docs/*.md", "docs/cli/*.md")
+    for pattern in ("README.md", "captures/README.md", "docs/*.md", "docs/cli/*.md", "docs/failures/*.md")
     for path in sorted(ROOT.glob(pattern))
     if path.name not in UNTRIED and steps_of(path.read_text(encoding="utf-8"))
 ]

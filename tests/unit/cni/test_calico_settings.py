@@ -151,6 +151,10 @@ def test_a_peer_without_nodes_is_global() -> None:
         ({"peerIP": "10.0.0.1", "asNumber": 1, "node": "n1", "nodeSelector": "all()"}, "spec.nodeSelector: Forbidden"),
         ({"peerSelector": "all()", "asNumber": 1}, "spec.asNumber: Forbidden"),
         ({"peerIP": "10.0.0.1", "asNumber": 1, "filters": []}, "spec.filters: Forbidden: not emulated"),
+        (
+            {"peerIP": "10.0.0.1", "asNumber": 1, "failureDetectionMode": "BFDIfDirectlyConnected"},
+            "spec.failureDetectionMode: Forbidden: open-source Calico has no BFD",
+        ),
     ],
 )
 def test_a_peer_with_a_fault_is_refused(spec: dict[str, Any], fault: str) -> None:
