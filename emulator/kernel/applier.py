@@ -26,11 +26,13 @@ from emulator.plan.model import (
     AnyObject,
     CniAttachment,
     Daemon,
+    Dummy,
     File,
     Impairment,
     Ipip,
     IpSet,
     IptablesRules,
+    IpvsServers,
     Namespace,
     NftRules,
     NftTable,
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str], None]
 T = TypeVar("T")
 
-_RULESETS = (IptablesRules, NftTable, NftRules, IpSet, ProxyRules)
+_RULESETS = (IptablesRules, NftTable, NftRules, IpvsServers, IpSet, ProxyRules)
 _NOT_WIRED = (*_RULESETS, Offloads, Impairment, File, Daemon, CniAttachment, WireguardPeer)
 
 
@@ -320,6 +322,8 @@ def _require_devices(added: Iterable[AnyObject]) -> None:
     needed = [
         name
         for name, wanted in (
+            ("dummy", any(isinstance(item, Dummy) for item in added)),
+            ("ipvs", any(isinstance(item, IpvsServers) for item in added)),
             ("ipip", any(isinstance(item, Ipip) for item in added)),
             ("wireguard", any(isinstance(item, Wireguard) and not item.userspace for item in added)),
         )

@@ -212,6 +212,13 @@ def generic_family(name: str) -> Trial:
     return run
 
 
+def ipvs(bench: Bench) -> None:
+    """IPVS answers, and its parameters can be set: the kernel shows those to no user namespace but the first."""
+    generic_family("IPVS")(bench)
+    if not os.path.exists("/proc/sys/net/ipv4/vs/conntrack"):
+        raise Missing("there is no /proc/sys/net/ipv4/vs here: a user namespace is not shown it")
+
+
 def iptables_legacy_table(table: str) -> Trial:
     """The kernel half of iptables-legacy holds that table."""
 

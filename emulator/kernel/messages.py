@@ -19,6 +19,7 @@ from emulator.plan.model import (
     Address,
     AnyObject,
     Bridge,
+    Dummy,
     FdbEntry,
     Ipip,
     Neighbour,
@@ -126,6 +127,17 @@ def bridge(subject: Bridge, index: int) -> Request:
     if subject.mac:
         attrs.append(("IFLA_ADDRESS", subject.mac))
     fields = {"index": index, "flags": IFF_UP, "change": IFF_UP}
+    return Request(RTM_NEWLINK, ADD, _payload(ifinfmsg(), fields, attrs), subject)
+
+
+def dummy(subject: Dummy, index: int) -> Request:
+    """Make a dummy device, up or down."""
+    attrs: list[tuple[str, Any]] = [
+        ("IFLA_IFNAME", subject.name),
+        ("IFLA_MTU", subject.mtu),
+        ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "dummy")]}),
+    ]
+    fields = {"index": index, "flags": IFF_UP if subject.up else 0, "change": IFF_UP}
     return Request(RTM_NEWLINK, ADD, _payload(ifinfmsg(), fields, attrs), subject)
 
 

@@ -38,12 +38,14 @@ from emulator.plan.model import (
     Bridge,
     BridgePort,
     Daemon,
+    Dummy,
     FdbEntry,
     File,
     Impairment,
     Ipip,
     IpSet,
     IptablesRules,
+    IpvsServers,
     Neighbour,
     NftRules,
     NftTable,
@@ -157,7 +159,7 @@ def differences(plan: Plan, applier: Applier) -> list[str]:
     found += applier.wireguards.differences(_of(plan, Wireguard), _of(plan, WireguardPeer))
     found += applier.impairments.differences(_of(plan, Impairment))
     found += attachments.differences() if attachments is not None else []
-    kinds = (IptablesRules, NftTable, NftRules, IpSet, ProxyRules)
+    kinds = (IptablesRules, NftTable, NftRules, IpvsServers, IpSet, ProxyRules)
     rules = {ns: [item for item in items if isinstance(item, kinds)] for ns, items in grouped.items()}
     return found + rules_readback.differences({ns: items for ns, items in rules.items() if items}, applier.rulesets)
 
@@ -201,6 +203,7 @@ class _Comparison:
     def _links(self) -> None:
         planned = {"lo"}
         ports: set[str] = set()
+        down: set[str] = set()
         for item in self.items:
             if isinstance(item, Veth):
                 if item.ns == self.ns:
@@ -218,6 +221,11 @@ class _Comparison:
             elif isinstance(item, Ipip):
                 planned.add(item.name)
                 self._ipip(item, self._link(item, item.name, "ipip", item.mtu, ""))
+            elif isinstance(item, Dummy):
+                planned.add(item.name)
+                self._link(item, item.name, "dummy", item.mtu, "")
+                if not item.up:
+                    down.add(item.name)
             elif isinstance(item, Tun):
                 planned.add(item.name)
                 self._link(item, item.name, "tun", item.mtu, "")
@@ -231,8 +239,8 @@ class _Comparison:
             if name not in FALLBACK_TUNNELS or self.devices[name].up:
                 self._say(f"device {name} is not planned")
         for name, device in self.devices.items():
-            if name in planned and not device.up:
-                self._say(f"device {name} is down")
+            if name in planned and device.up is (name in down):
+                self._say(f"device {name} is {'up' if device.up else 'down'}")
             if name in planned and device.master and name not in ports:
                 self._say(f"device {name} is a port of {self.names.get(device.master)}, which is not planned")
 

@@ -20,7 +20,7 @@ from emulator.kernel.nft_rules import listing
 from emulator.kernel.rule_tools import PATH
 from emulator.kernel.rulesets import Ruleset, Rulesets
 from emulator.kernel.syscalls import CLONE_NEWNET, unshare
-from emulator.plan.model import IptablesRules, NftRules, ProxyRules
+from emulator.plan.model import IptablesRules, IpvsServers, NftRules, ProxyRules
 
 OURS = "cnilab_"  # tables of the hook meter and of lossy links: measuring, not planned
 # What iptables-nft keeps in nftables; compared as iptables rules.
@@ -47,13 +47,14 @@ def differences(planned: Mapping[str, Sequence[Ruleset]], rulesets: Rulesets) ->
         def body() -> list[str]:
             rulesets.enter(ns)
             in_parts = [item for item in planned[ns] if isinstance(item, NftRules)]
-            others = [item for item in planned[ns] if not isinstance(item, NftRules)]
+            others = [item for item in planned[ns] if not isinstance(item, (NftRules, IpvsServers))]
+            lines = [line for item in planned[ns] if isinstance(item, IpvsServers) for line in _servers(item)]
             skipped = {f"{item.family} {item.name}" for item in in_parts}
             there = read_loaded(rulesets.backend, skipped)
             tables = [(item, nft_listing.parse(listing(item))) for item in in_parts]
             unshare(CLONE_NEWNET)  # this thread ends with the function, and the namespace with it
             rulesets.load_here(others)
-            lines = _compare(read_loaded(rulesets.backend), there, others)
+            lines += _compare(read_loaded(rulesets.backend), there, others)
             for item, printed in tables:
                 lines += _compare_parts(item, printed, rulesets)
             return [f"{ns}: {line}" for line in lines]
@@ -64,6 +65,12 @@ def differences(planned: Mapping[str, Sequence[Ruleset]], rulesets: Rulesets) ->
     for ns, result in in_parallel({ns: visit(ns) for ns in planned}, os.cpu_count() or 1).items():
         found += [f"{ns}: rules cannot be read: {result}"] if isinstance(result, Exception) else result
     return found
+
+
+def _servers(item: IpvsServers) -> list[str]:
+    from emulator.kernel import ipvs
+
+    return ipvs.differences(item)
 
 
 def _compare_parts(item: NftRules, there: nft_listing.Listing, rulesets: Rulesets) -> list[str]:

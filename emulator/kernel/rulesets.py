@@ -28,9 +28,9 @@ from emulator.kernel.syscalls import CLONE_NEWNET, setns
 from emulator.kernel.underlay import LabNet
 from emulator.plan.describe import describe
 from emulator.plan.iptables import remove_text, restore_text
-from emulator.plan.model import UNDERLAY, AnyObject, IpSet, IptablesRules, NftRules, NftTable, ProxyRules
+from emulator.plan.model import UNDERLAY, AnyObject, IpSet, IptablesRules, IpvsServers, NftRules, NftTable, ProxyRules
 
-Ruleset = IptablesRules | NftTable | NftRules | IpSet | ProxyRules
+Ruleset = IptablesRules | NftTable | NftRules | IpvsServers | IpSet | ProxyRules
 Done = Callable[[AnyObject], None]
 Backend = Literal["", "nf_tables", "legacy"]
 
@@ -192,8 +192,14 @@ class Rulesets:
     def _change_parts(
         self, ns: str, old: Ruleset | None, new: Ruleset | None, finished: Callable[[Ruleset], None]
     ) -> None:
-        """Tables in parts, which are several transactions each."""
+        """Tables in parts, which are several transactions each, and what has no tool."""
         item = new if new is not None else old
+        if isinstance(item, IpvsServers):
+            from emulator.kernel import ipvs  # few kernels have it, and fewer labs
+
+            servers = old if isinstance(old, IpvsServers) else None
+            ipvs.change(ns, servers, new if isinstance(new, IpvsServers) else None)
+            finished(item)
         if not isinstance(item, NftRules):
             return
         before = old if isinstance(old, NftRules) else None
@@ -269,14 +275,16 @@ class Rulesets:
 
 def _set_text(item: IpSet) -> str:
     """Make the set under another name, fill it, and swap: a packet never meets a half-filled set."""
-    for word in (item.name, item.type, *item.members):
+    kind, _, options = item.type.partition(" ")
+    for word in (item.name, kind, *options.split(), *item.members):
         if not _SAFE_MEMBER.fullmatch(word):
             raise ApplyError(f"failed to load {describe(item)}: {word!r} is no set name or member")
     family = "inet" if item.family == 4 else "inet6"
+    made = item.type if kind.startswith("bitmap:port") else f"{item.type} family {family}"
     scratch = f"{item.name[:27]}-new"  # names have at most 31 characters (IPSET_MAXNAMELEN)
     lines = [
-        f"create {item.name} {item.type} family {family} -exist",
-        f"create {scratch} {item.type} family {family} -exist",
+        f"create {item.name} {made} -exist",
+        f"create {scratch} {made} -exist",
         f"flush {scratch}",
         *(f"add {scratch} {member}" for member in item.members),
         f"swap {scratch} {item.name}",

@@ -36,6 +36,7 @@ from emulator.plan.model import (
     AnyObject,
     Bridge,
     BridgePort,
+    Dummy,
     FdbEntry,
     Ipip,
     Link,
@@ -286,6 +287,8 @@ class Wiring:
                 links[item.ns].append(self._ipip(item))
             elif isinstance(item, Tun) or (isinstance(item, Wireguard) and item.userspace):
                 links[item.ns].append(self._tun(item))
+            elif isinstance(item, Dummy):
+                links[item.ns].append(messages.dummy(item, self._new_index(item.ns, item.name)))
             elif isinstance(item, Wireguard):
                 links[item.ns].append(messages.wireguard(item, self._new_index(item.ns, item.name)))
             elif isinstance(item, BridgePort):
@@ -350,8 +353,9 @@ class Wiring:
 
     def _relink(self, item: Link) -> Iterator[tuple[str, Request]]:
         index = self.index(item, item.name)
-        mac = "" if isinstance(item, (Ipip, Tun, Wireguard)) else item.mac
-        yield item.ns, messages.change_link(item, index, up=True, mtu=item.mtu, mac=mac)
+        mac = "" if isinstance(item, (Ipip, Tun, Dummy, Wireguard)) else item.mac
+        up = item.up if isinstance(item, Dummy) else True
+        yield item.ns, messages.change_link(item, index, up=up, mtu=item.mtu, mac=mac)
         if isinstance(item, Veth):
             far = self.indexes(item.peer_ns)[item.peer]
             mtu = item.peer_mtu or item.mtu

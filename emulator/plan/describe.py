@@ -12,12 +12,14 @@ from emulator.plan.model import (
     BridgePort,
     CniAttachment,
     Daemon,
+    Dummy,
     FdbEntry,
     File,
     Impairment,
     Ipip,
     IpSet,
     IptablesRules,
+    IpvsServers,
     Namespace,
     Neighbour,
     NftRules,
@@ -85,6 +87,11 @@ def _ipip(item: Ipip) -> str:
 @describe.register
 def _tun(item: Tun) -> str:
     return f"tun {item.name} mtu {item.mtu}"
+
+
+@describe.register
+def _dummy(item: Dummy) -> str:
+    return f"dummy {item.name}" + ("" if item.up else " down")
 
 
 @describe.register
@@ -214,6 +221,11 @@ def _nft(item: NftTable) -> str:
 @describe.register
 def _nft_rules(item: NftRules) -> str:
     return f"nftables table {item.family} {item.name}, {_count(len(item.parts), 'Service')}"
+
+
+@describe.register
+def _ipvs(item: IpvsServers) -> str:
+    return f"ipvs IPv{item.family}: {_count(len(item.servers), 'virtual server')}"
 
 
 @describe.register

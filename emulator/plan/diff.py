@@ -25,12 +25,14 @@ from emulator.plan.model import (
     BridgePort,
     CniAttachment,
     Daemon,
+    Dummy,
     FdbEntry,
     File,
     Impairment,
     Ipip,
     IpSet,
     IptablesRules,
+    IpvsServers,
     Key,
     Namespace,
     Neighbour,
@@ -304,7 +306,7 @@ def _ends(item: AnyObject) -> tuple[tuple[str, str], ...]:
     """The devices that an object is: none, one, or both ends of a veth."""
     if isinstance(item, Veth):
         return (item.ns, item.name), (item.peer_ns, item.peer)
-    if isinstance(item, (Bridge, Vxlan, Ipip, Tun, Wireguard)):
+    if isinstance(item, (Bridge, Vxlan, Ipip, Tun, Dummy, Wireguard)):
         return ((item.ns, item.name),)
     return ()
 
@@ -341,6 +343,7 @@ _ORDER: dict[type, int] = {
     Vxlan: 3,  # its underlay device first
     Ipip: 3,
     Tun: 3,
+    Dummy: 3,
     Wireguard: 3,
     BridgePort: 4,
     # 5: parameters of a device
@@ -355,6 +358,7 @@ _ORDER: dict[type, int] = {
     ProxyRules: 14,
     NftTable: 15,
     NftRules: 15,
+    IpvsServers: 15,
     Impairment: 16,
     File: 17,
     Daemon: 18,

@@ -132,6 +132,18 @@ class Tun(PlanObject, frozen=True, kw_only=True):
         return ("link", self.ns, self.name)
 
 
+class Dummy(PlanObject, frozen=True, kw_only=True):
+    """A device that leads nowhere and holds addresses, which are the namespace's own even while it is down."""
+
+    name: str
+    up: bool = True
+    mtu: int = 1500
+
+    @property
+    def key(self) -> Key:
+        return ("link", self.ns, self.name)
+
+
 class Wireguard(PlanObject, frozen=True, kw_only=True):
     """A WireGuard device, up, that listens on UDP ``port``; ``private_key`` in base64, as wg(8) writes it.
 
@@ -451,6 +463,42 @@ class NftRules(PlanObject, frozen=True, kw_only=True):
         return ("nft", self.ns, self.family, self.name)
 
 
+class RealServer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Where IPVS sends to. ``weight`` 0: no new connections."""
+
+    address: str
+    port: int
+    weight: int = 1
+
+
+class VirtualServer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An address and port that IPVS answers for, by masquerading (NAT) to its real servers.
+
+    ``persistence`` is the seconds for which a client keeps its server, 0 without it.
+    """
+
+    protocol: Literal["TCP", "UDP", "SCTP"]
+    address: str
+    port: int
+    servers: tuple[RealServer, ...] = ()
+    scheduler: str = "rr"
+    persistence: int = 0
+
+
+class IpvsServers(PlanObject, frozen=True, kw_only=True):
+    """The virtual servers of one family, by their names (``TCP 10.96.0.1:443``).
+
+    A real server that goes while it has connections stays with weight 0 until they end.
+    """
+
+    family: Family
+    servers: dict[str, VirtualServer]
+
+    @property
+    def key(self) -> Key:
+        return ("ipvs", self.ns, self.family)
+
+
 class File(PlanObject, frozen=True, kw_only=True):
     """A file in the node's private ``/etc`` or ``/run``."""
 
@@ -526,7 +574,7 @@ class CniAttachment(PlanObject, frozen=True, kw_only=True):
         return ("attachment", self.ns, self.device)
 
 
-Link: TypeAlias = Veth | Bridge | Vxlan | Ipip | Tun | Wireguard
+Link: TypeAlias = Veth | Bridge | Vxlan | Ipip | Tun | Dummy | Wireguard
 
 AnyObject: TypeAlias = (
     Namespace
@@ -535,6 +583,7 @@ AnyObject: TypeAlias = (
     | Vxlan
     | Ipip
     | Tun
+    | Dummy
     | Wireguard
     | WireguardPeer
     | BridgePort
@@ -551,6 +600,7 @@ AnyObject: TypeAlias = (
     | IpSet
     | NftTable
     | NftRules
+    | IpvsServers
     | File
     | Daemon
     | CniAttachment

@@ -25,6 +25,7 @@ from emulator.plan.model import (
     AnyObject,
     File,
     IptablesRules,
+    IpvsServers,
     NftRules,
     NftTable,
     Plan,
@@ -105,6 +106,13 @@ def _lines(items: list[AnyObject]) -> Iterator[tuple[str, str]]:
         elif isinstance(item, (File, NftTable)):
             text = item.content if isinstance(item, File) else item.body
             yield from ((f"  | {line}".rstrip(), "") for line in text.splitlines())
+        elif isinstance(item, IpvsServers):
+            for name, server in item.servers.items():
+                kept = f" persistent {server.persistence}" if server.persistence else ""
+                yield f"  {name} {server.scheduler}{kept}", ""
+                yield from (
+                    (f"    -> {each.address} port {each.port} masq weight {each.weight}", "") for each in server.servers
+                )
         elif isinstance(item, NftRules):
             yield from ((f"  | {line}".rstrip(), "") for line in readable(item))
 

@@ -104,7 +104,7 @@ class NftablesProxy:
 
     name = "nftables"
     title = "kube-proxy 1.34 · nftables"
-    requires = ("nft-program", "nft-nat", "nft-numgen", "nft-fib")
+    requires: tuple[str, ...] = ("nft-program", "nft-nat", "nft-numgen", "nft-fib")
     stand_in = ""
 
     def __init__(self, settings: ProxySettings) -> None:
