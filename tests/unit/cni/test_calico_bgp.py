@@ -229,10 +229,20 @@ def test_what_is_no_router_id_is_refused(planned: Any, value: str) -> None:
     assert caught.value.problems[0].subject == "DaemonSet calico-node"
 
 
-def test_a_changed_environment_plans_every_node_anew(planned: Any) -> None:
+def test_one_nodes_changed_environment_changes_the_others_routes(planned: Any) -> None:
     plain = planned("calico")
-    cluster = assemble(plain.cluster.topology, [calico_node("192.168.50.11")], plain.ipam, plain.cluster)
+    only_n3 = calico_node("192.168.50.11")
+    only_n3["spec"]["template"]["spec"]["nodeName"] = "n3"
+    cluster = assemble(plain.cluster.topology, [only_n3], plain.ipam, plain.cluster)
     plan = build(cluster, plain.style, previous=(plain.cluster, plain.plan))
-    for name in ("n1", "n2", "n3"):
-        (file,) = [item for item in plan.in_namespace(f"node/{name}") if isinstance(item, File) and "bird" in item.path]
-        assert "router id 192.168.50.11;" in file.content
+    known = {
+        name: {
+            item.destination for item in plan.in_namespace(f"node/{name}") if isinstance(item, Route) and item.learned
+        }
+        for name in ("n1", "n2", "n3")
+    }
+    assert known == {
+        "n1": {"10.244.0.0/26", "10.244.0.64/26"},  # no session with n3, which has n1's identifier
+        "n2": {"10.244.0.0/26", "10.244.0.64/26", "10.244.0.128/26"},
+        "n3": {"10.244.0.64/26", "10.244.0.128/26"},
+    }

@@ -112,9 +112,11 @@ def test_what_a_filter_holds_back_is_not_told() -> None:
 
 
 def test_within_an_as_no_two_speakers_may_have_one_identifier() -> None:
-    """RFC 6286, 2.2: what would be the second one's OPEN is refused."""
-    same = {**IDS, "b": IDS["a"]}
-    tables = settle(same, [*both("a", "b"), *both("a", "c")], {PREFIX: "a"}, lambda *_: True)
-    assert {name for name, table in tables.items() if table} == {"a", "c"}
-    apart = settle(same, both("a", "b", 64512, 64513), {PREFIX: "a"}, lambda *_: True)
+    """RFC 6286, 2.2: the OPEN is refused. Here a reflector's client has the reflector's own identifier."""
+    clients = {"client": True, "cluster": "1.1.1.1"}
+    sessions = [*both("r", "a", **clients), *both("r", "b", **clients), *both("r", "c", **clients)]
+    same = {**IDS, "b": IDS["r"]}
+    tables = settle(same, sessions, {PREFIX: "a"}, lambda *_: True)
+    assert {name for name, table in tables.items() if table} == {"a", "r", "c"}
+    apart = settle({**IDS, "b": IDS["a"]}, both("a", "b", 64512, 64513), {PREFIX: "a"}, lambda *_: True)
     assert {name for name, table in apart.items() if table} == {"a", "b"}
