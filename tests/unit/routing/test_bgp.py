@@ -113,7 +113,7 @@ def test_what_a_filter_holds_back_is_not_told() -> None:
 
 def test_within_an_as_no_two_speakers_may_have_one_identifier() -> None:
     """RFC 6286, 2.2: the OPEN is refused. Here a reflector's client has the reflector's own identifier."""
-    clients = {"client": True, "cluster": "1.1.1.1"}
+    clients: dict[str, Any] = {"client": True, "cluster": "1.1.1.1"}
     sessions = [*both("r", "a", **clients), *both("r", "b", **clients), *both("r", "c", **clients)]
     same = {**IDS, "b": IDS["r"]}
     tables = settle(same, sessions, {PREFIX: "a"}, lambda *_: True)
