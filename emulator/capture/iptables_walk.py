@@ -142,7 +142,7 @@ class Iptables:
             if one is None:
                 matches = None
         place = f"{self._program} -t {self.table} {chain}{f' rule {number}' if number else ''}"
-        culprit = Culprit(place, rule_text(rule), owner.component, rule.why or owner.why, chain, number)
+        culprit = Culprit(place, rule_text(rule), owner.component, rule.why or _why(words) or owner.why, chain, number)
         return Step(matches, self._verdict(words), culprit, tuple(tests))
 
     def _verdict(self, words: Words) -> Verdict:
@@ -253,6 +253,12 @@ def taken_apart(args: tuple[str, ...]) -> Words:
         negated = False
     # What stands behind a target is its own, not a condition.
     return Words(tuple(conditions), target, goto, options)
+
+
+def _why(words: Words) -> str:
+    """What the rule's own comment says of it."""
+    comment = words.options.get("--comment", "")
+    return f"{comment}: this endpoint was chosen" if comment and words.target == "DNAT" else comment
 
 
 def _marking(options: Mapping[str, str]) -> tuple[int, int]:

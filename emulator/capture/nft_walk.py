@@ -17,6 +17,7 @@ from emulator.plan.model import NftElement, NftRules
 _HOOK = re.compile(r"type (\w+) hook (\w+) priority (-?\d+)")
 _COMMENT = re.compile(r'\s*comment "([^"]*)"\s*$')
 _TOKEN = re.compile(r"\{[^}]*\}|\S+")
+_ENDPOINT = re.compile(r"endpoint-[A-Z2-7]{8}-([^/]+/[^/]+)/[a-z]+/([^/_]*)__")
 _NUMBERED = re.compile(r"\d+ : ((?:goto|jump) \S+?)(?:,|\s|\})")
 
 _OPEN = Verdict("none")
@@ -69,7 +70,7 @@ class Nftables:
         for number, text in enumerate(rules, start=1):
             comment = _COMMENT.search(text)
             plain = _COMMENT.sub("", text)
-            why = comment[1] if comment else table.why
+            why = comment[1] if comment else _why(chain, plain) or table.why
             place = f"nft {table.family} {table.name} {chain} rule {number}"
             culprit = Culprit(place, plain, table.component, why, chain, number)
             yield from self._judged(_TOKEN.findall(plain), culprit, seen)
@@ -203,6 +204,14 @@ def _among(value: str, wanted: Sequence[str]) -> bool | None:
         except ValueError:
             continue
     return False
+
+
+def _why(chain: str, text: str) -> str:
+    """What the chain's name says of a rule that translates the target: ``endpoint-HASH-NS/NAME/PROTOCOL/PORT__...``."""
+    found = _ENDPOINT.match(chain)
+    if found is None or "dnat to" not in text:
+        return ""
+    return f"{found[1]}{f':{found[2]}' if found[2] else ''}: this endpoint was chosen"
 
 
 def _marking(words: list[str]) -> Verdict:

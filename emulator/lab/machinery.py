@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import msgspec
 
 from emulator.cluster.model import Cluster, Machine, Pod
-from emulator.dns.resolv_conf import Resolvers
+from emulator.dns.resolv_conf import Resolvers, parse
 from emulator.errors import CnilabError, NotFound, UserError
 from emulator.kernel.applier import Applier
 from emulator.kernel.commands import Command, PodCommands
@@ -27,10 +27,12 @@ from emulator.lab.records import Entry
 from emulator.plan.describe import describe
 from emulator.plan.diff import Operation, diff
 from emulator.plan.model import UNDERLAY, Daemon, Namespace, Plan, Route
+from emulator.proxy.conntrack import Served, stale
 from emulator.traffic.client import TrafficEngine
 from emulator.traffic.model import InjectionReport, Server
 
 if TYPE_CHECKING:
+    from emulator.dns.resolver import Resolution
     from emulator.kernel.attachments import Finding, Problem
     from emulator.kernel.bird_control import SessionState
     from emulator.kernel.hookmeter import HookMeter
@@ -194,6 +196,16 @@ class Machinery:
             return attachments.check(pods)
         return attachments.status() if command == "STATUS" else attachments.collect_garbage()
 
+    # Connection tracking
+
+    def forget_stale(self, nodes: Sequence[str], known: Served) -> None:
+        """Delete the UDP entries of these nodes that lead to endpoints which no longer serve."""
+        from emulator.kernel.conntrack import forget, udp_entries
+
+        for ns in nodes:
+            if old := list(stale(udp_entries(ns), known)):
+                forget(ns, old)
+
     # Counting hook passes
 
     def meter_reset(self, nodes: Sequence[str]) -> None:
@@ -228,6 +240,17 @@ class Machinery:
     def send(self, ns: str, expression: str, count: int) -> InjectionReport:
         """Send hand-made packets from a namespace."""
         return self.traffic.send(netns_path(ns), expression, count=count, subject=ns)
+
+    # Names
+
+    def resolve_name(self, place: Place, name: str, families: Sequence[int] = (4, 6)) -> Resolution:
+        """What a name comes to for the programs of a pod or machine: its /etc/hosts, then its own DNS servers, asked by
+        packets from there with its search list. Waits as long as glibc does where nobody answers."""
+        from emulator.dns.resolver import resolve  # rarely asked for: `up` must not wait for its import
+
+        files = entry_files(place.pod, self.dns.resolvers) if place.pod is not None else {}
+        conf = parse(files[RESOLV_CONF]) if RESOLV_CONF in files else self.dns.resolvers.node
+        return resolve(name, netns_path(place.ns), conf, families=families, hosts=files.get("/etc/hosts", ""))
 
     # Faults
 

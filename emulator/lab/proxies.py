@@ -1,7 +1,8 @@
 """Which service proxy a lab has, and from when on.
 
 A proxy that the user names works from the start. The style's natural one begins with the lab's first Service: labs
-that have none keep the rules of their CNI alone, and never load this.
+that have none keep the rules of their CNI alone, and never load this. The ConfigMap ``kube-system/kube-proxy`` has a
+word in both cases: settings, and the mode where the user names none.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from emulator.cluster.model import Cluster, Topology
 from emulator.cni.style import Style
 from emulator.cni.styles import split_proxy
 from emulator.errors import Unsupported
-from emulator.proxy.model import Proxy, ProxySettings
+from emulator.proxy import config
+from emulator.proxy.model import Proxy, ProxyMode, ProxySettings
 from emulator.proxy.modes import load_proxy
 
 Missing = Callable[[Sequence[str]], Sequence[str]]
@@ -26,47 +28,65 @@ class Beside:
     """
 
     def __init__(self, spec: str, style: Style, topology: Topology, missing: Missing = lambda _names: ()) -> None:
-        self._settings = ProxySettings(pod_cidrs=style.pod_traffic(topology), service_cidrs=topology.service_cidrs)
+        self._default = ProxySettings(pod_cidrs=style.pod_traffic(topology), service_cidrs=topology.service_cidrs)
         self._style = style
         self._missing = missing
-        self._found: Proxy | None = None
-        self._looked = False
-        self._instead = ""
-        _, named = split_proxy(spec)
-        self.named = named is not None
-        if named is not None:
-            self._looked, self._found = True, load_proxy(named, self._settings)
-            if self._found is not None and (lacking := missing(self._found.requires)):
-                raise Unsupported(
-                    f"{self._found.title} is not possible here: this kernel has no {', '.join(lacking)}",
-                    hint="`cnilab doctor` lists what is missing; --proxy iptables works everywhere",
-                    features=tuple(lacking),
-                )
+        self._named = split_proxy(spec)[1]
+        self._loaded: dict[tuple[ProxyMode | None, ProxySettings], tuple[Proxy | None, str]] = {}
+        self._told = config.Told(None, self._default)
+        self._objects: tuple[object, ...] = ()
+        if self._named is not None:
+            self._load(self._named, self._default)
+
+    @property
+    def named(self) -> bool:
+        """Whether the user chose the mode."""
+        return self._named is not None
+
+    @property
+    def settings(self) -> ProxySettings:
+        """The settings of the cluster that was last planned."""
+        return self._told.settings
 
     @property
     def instead(self) -> str:
         """What does the work of the style's own service proxy where this kernel cannot carry that, for people; empty
         where it can, or nothing was to be done yet."""
-        return self._instead
+        return next((instead for _, instead in reversed(self._loaded.values()) if instead), "")
 
     def when(self, cluster: Cluster) -> Proxy | None:
-        """The proxy that plans this cluster: none before the first Service, unless it was named."""
+        """The proxy that plans this cluster: none before the first Service, unless it was named. Raises ManifestError
+        for a configuration that is wrong, Unsupported for one that this kernel cannot carry."""
+        if self._objects is not cluster.objects:
+            self._told = config.read(cluster.objects, self._default)
+            self._objects = cluster.objects
         if not self.named and not cluster.services:
             return None
-        if not self._looked:
-            self._looked = True
-            self._found = self._natural()
-        return self._found
+        mode = self._named or self._told.mode
+        key = (mode, self._told.settings)
+        if key not in self._loaded:
+            self._loaded[key] = self._load(mode, self._told.settings)
+        return self._loaded[key][0]
 
-    def _natural(self) -> Proxy | None:
+    def _load(self, mode: ProxyMode | None, settings: ProxySettings) -> tuple[Proxy | None, str]:
+        if mode is None:
+            return self._natural(settings)
+        proxy = load_proxy(mode, settings)
+        if proxy is not None and (lacking := self._missing(proxy.requires)):
+            raise Unsupported(
+                f"{proxy.title} is not possible here: this kernel has no {', '.join(lacking)}",
+                hint="`cnilab doctor` lists what is missing; --proxy iptables works everywhere",
+                features=tuple(lacking),
+            )
+        return proxy, ""
+
+    def _natural(self, settings: ProxySettings) -> tuple[Proxy | None, str]:
         reasons: list[str] = []
         for mode in self._style.proxies:
-            proxy = load_proxy(mode, self._settings)
+            proxy = load_proxy(mode, settings)
             if proxy is None:
-                return None
+                return None, ""
             if not (lacking := self._missing(proxy.requires)):
-                self._instead = f"{'; '.join(reasons)}: {proxy.title} does its work" if reasons else ""
-                return proxy
+                return proxy, f"{'; '.join(reasons)}: {proxy.title} does its work" if reasons else ""
             reasons.append(f"{proxy.title} is not possible here, this kernel has no {', '.join(lacking)}")
-        self._instead = "; ".join([*reasons, "Services do not work in this lab"])
-        return None
+        return None, "; ".join([*reasons, "Services do not work in this lab"])

@@ -49,6 +49,8 @@ from emulator.lab.timers import Timers
 from emulator.plan.build import build
 from emulator.plan.faults import PlanFault, check, in_force, overlay
 from emulator.plan.model import Plan, Route
+from emulator.proxy.conntrack import served
+from emulator.proxy.model import Proxy
 
 Progress = Callable[[str], None]
 
@@ -91,6 +93,7 @@ class Runtime:
         self.style = style
         self.machinery = machinery
         self.proxy = proxy
+        self._planned_by: Proxy | None = None
         # They come with the first Service (or at once), after the user's own pods
         self._addons = [as_given(obj) for obj in validate_objects(addons)] if addons else []
         self._addons_at_once = addons_at_once
@@ -444,6 +447,8 @@ class Runtime:
         before, before_given = self.cluster, self._given
         self._addons_begun = self._addons_begun or bool(extra)
         self._ipam, self._given, self.cluster, self.plan, self._faults = ipam, given, cluster, plan, faults
+        self._planned_by = self.proxy.when(cluster) if self.proxy is not None else None
+        self._forget_stale(before, cluster)
         self._set_timers(before, cluster, grace)
         return self._commit(before, cluster, before_given, given)
 
@@ -519,7 +524,25 @@ class Runtime:
 
     def _planned(self, cluster: Cluster, previous: tuple[Cluster, Plan] | None) -> Plan:
         proxy = self.proxy.when(cluster) if self.proxy is not None else None
-        return build(cluster, self.style, proxy=proxy, wire_accurate=self.wire_accurate, previous=previous)
+        same = proxy is self._planned_by
+        return build(
+            cluster,
+            self.style,
+            proxy=proxy,
+            wire_accurate=self.wire_accurate,
+            previous=previous,
+            same_proxy=same,
+        )
+
+    def _forget_stale(self, before: Cluster | None, cluster: Cluster) -> None:
+        """Have the nodes forget UDP flows to endpoints that are gone, as kube-proxy does after each sync."""
+        if before is None or self.proxy is None or self.proxy.when(cluster) is None:
+            return
+        if before.services is cluster.services and before.slices is cluster.slices:
+            return
+        if self.proxy.settings.clean_conntrack and not (known := served(cluster)).empty:
+            nodes = [node.ns for node in cluster.nodes if node.name not in self._down]
+            self.machinery.forget_stale(nodes, known)
 
     def _with_endpoints(
         self, cluster: Cluster, plan: Plan, before: Cluster, down: frozenset[str]

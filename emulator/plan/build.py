@@ -50,11 +50,13 @@ def build(
     proxy: ProxyPlanner | None = None,
     wire_accurate: bool = False,
     previous: tuple[Cluster, Plan] | None = None,
+    same_proxy: bool = True,
 ) -> Plan:
     """Everything that ``style``, and a service ``proxy`` beside it, put into the namespaces of ``cluster``.
 
     ``wire_accurate`` switches the offloads of every device off. ``previous`` is the cluster and plan of the step
-    before; fragments are reused from it if it is of the same style and accuracy. Raises nothing of its own: the
+    before; fragments are reused from it if it is of the same style and accuracy, and those of the proxy if that is the
+    ``same_proxy``. Raises nothing of its own: the
     style's ``check`` comes first.
     """
     name = f"{style.name}:{style.mode}"
@@ -63,6 +65,8 @@ def build(
         old = _reusable(previous[0], cluster, previous[1].fragments)
         if _objects_differ(previous[0], cluster) and style.shared(previous[0]) != style.shared(cluster):
             old = {key: fragment for key, fragment in old.items() if not key.startswith("pod/")}
+        if not same_proxy:
+            old = {key: fragment for key, fragment in old.items() if not key.startswith("proxy/")}
 
     fragments: dict[str, Fragment] = {}
     nodes = {node.name: node for node in cluster.nodes}
