@@ -25,6 +25,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("emulator.cli.status", "Show how a lab is: daemons, choices made, differences from its plan."),
     "apply": ("emulator.cli.apply", "Apply Kubernetes manifests to a lab."),
     "delete": ("emulator.cli.delete", "Delete objects from a lab."),
+    "ready": ("emulator.cli.ready", "Say that pods are ready, or not."),
+    "rollout": ("emulator.cli.rollout", "Wait for the rollout of a workload."),
     "get": ("emulator.cli.get", "List objects: pods, nodes, machines, ..."),
     "exec": ("emulator.cli.exec", "Run a command in a pod or on a machine."),
     "logs": ("emulator.cli.logs", "Show what daemons and pod commands have printed."),

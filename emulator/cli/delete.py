@@ -14,10 +14,22 @@ from emulator.cli.connection import connect
 @click.argument("names", nargs=-1)
 @options.namespace
 @click.option("-f", "--filename", "manifests", multiple=True, metavar="FILE", help="Delete what these manifests hold.")
+@click.option(
+    "--grace-period",
+    type=click.IntRange(min=0),
+    metavar="SECONDS",
+    help="What pods may take to end, in place of what their spec says; 0: end at once.",
+)
 @options.lab
 @options.as_json
 def command(
-    kind: str | None, names: tuple[str, ...], namespace: str, manifests: tuple[str, ...], lab: str | None, as_json: bool
+    kind: str | None,
+    names: tuple[str, ...],
+    namespace: str,
+    manifests: tuple[str, ...],
+    grace_period: int | None,
+    lab: str | None,
+    as_json: bool,
 ) -> None:
     """Delete objects: `delete pod web-0`, `delete pod/web-0`, `delete -f web.yaml`.
 
@@ -28,7 +40,7 @@ def command(
     found = connect(lab)
     if manifests:
         with output.progress("deleting"):
-            changes = found.delete_manifests(*manifests)
+            changes = found.delete_manifests(*manifests, grace_period=grace_period)
         report(changes, as_json)
         return
     if kind is None:
@@ -39,5 +51,5 @@ def command(
     if not names:
         raise UserError(f"which {kind}?", hint=f"cnilab delete {kind} NAME...")
     with output.progress(f"deleting {len(names)} objects"):
-        changes = [found.delete(kind, name, namespace) for name in names]
+        changes = [found.delete(kind, name, namespace, grace_period=grace_period) for name in names]
     report(changes, as_json)

@@ -102,7 +102,7 @@ def replica_sets(
             held = ReplicaSet(namespace, workload.metadata.name, name, size, spec.template)
         elif held.replicas != size:
             held = ReplicaSet(held.namespace, held.deployment, name, size, held.template)
-        if size or name == new or population(name).leaving:
+        if size or sizes.get(name) or name == new or population(name).leaving:
             result.append(held)
     return tuple(result)
 

@@ -234,12 +234,13 @@ class Lab:
                 raise UserError(f"the rollout of {kind}/{name} is not over after {timeout:g} s: {message}")
             time.sleep(ROLLOUT_POLL)
 
-    def delete_manifests(self, *manifests: Manifest) -> list[dict[str, str]]:
-        """Delete every object of the manifests, those that own others last."""
+    def delete_manifests(self, *manifests: Manifest, grace_period: int | None = None) -> list[dict[str, str]]:
+        """Delete every object of the manifests, those that own others last; ``grace_period`` as of :meth:`delete`."""
         from emulator.lab.store import ref_of
 
         refs = [tuple(ref_of(obj)) for obj in _objects(manifests)]
-        return list(self.client.call("POST", f"{BASE}/delete", list(reversed(refs))))
+        wish = {"refs": refs[::-1], "grace_period": grace_period}
+        return list(self.client.call("POST", f"{BASE}/delete", wish))
 
     def get(self, kind: str, name: str = "", namespace: str = "default", *, selector: str = "") -> list[dict[str, Any]]:
         """Objects as Kubernetes writes them; ``namespace=""`` means all. One object is a list of one."""

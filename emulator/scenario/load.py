@@ -9,12 +9,14 @@ from typing import Any
 import msgspec
 
 from emulator.cluster.decode import decode, near
+from emulator.cluster.kinds import resource
 from emulator.cluster.shipped import shipped_file, shipped_folder, shipped_names
 from emulator.cluster.strict_yaml import Malformed, documents
 from emulator.cluster.validation import faults_of_label_name
+from emulator.cluster.workload_status import ROLLED
 from emulator.errors import NotFound, Problem, ScenarioError
 from emulator.lab.faults import problems
-from emulator.scenario.model import Fault, Scenario, Step, fault_wishes
+from emulator.scenario.model import Fault, Scenario, Step, fault_wishes, rollout_target
 from emulator.scenario.route_words import fault_of_route
 
 SUFFIX = ".yaml"
@@ -97,6 +99,17 @@ def parse_scenario(text: str, path: str) -> Loaded:
     return Loaded(scenario, path)
 
 
+def _fault_of_rollout(text: str) -> str:
+    kind, namespace, name = rollout_target(text)
+    try:
+        rolls = resource(kind).kind in ROLLED
+    except NotFound as error:
+        return error.message
+    if not rolls or not name or not namespace:
+        return f"{text!r} is not a workload that rolls out: deployment/NAME, statefulset/NAME, daemonset/NAME"
+    return ""
+
+
 def _problem(path: str, where: str, reason: str) -> Problem:
     if not where:
         # What the decoder leaves to msgspec has its place in the text: "... - at `$.steps[0].wait`".
@@ -135,6 +148,8 @@ def _problems(scenario: Scenario, path: str) -> Iterator[Problem]:
         if step.fault:
             for field, reason in dict.fromkeys(_fault_problems(step.fault)):
                 yield Problem(path, scenario.name, f"{where}.fault.{field}", reason)
+        if step.wait and step.wait.rollout and (reason := _fault_of_rollout(step.wait.rollout)):
+            yield Problem(path, scenario.name, f"{where}.wait.rollout", reason)
         if step.flow and not 1 <= step.flow.count <= 10_000:
             yield Problem(path, scenario.name, f"{where}.flow.count", "must be between 1 and 10000")
         if step.routes:

@@ -6,6 +6,7 @@ A value under ``expect`` may differ by style: a mapping from the spelling of ``-
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -132,11 +133,19 @@ class Churn(_Strict, frozen=True):
     interval: float = 0.0
 
 
+class Ready(_Strict, frozen=True):
+    """The pod ``target`` becomes ready, or with ``value`` false no longer is, as its readiness probe would say."""
+
+    target: str
+    value: bool = True
+
+
 class Wait(_Strict, frozen=True):
-    """Until ``to`` answers ``from`` (checked over and over), at most ``timeout`` seconds; or just for some
-    ``seconds``."""
+    """Until ``to`` answers ``from`` (checked over and over), or until the ``rollout`` of a workload
+    (``deployment/web``, ``statefulset/shop/db``) is over, at most ``timeout`` seconds; or just for some ``seconds``."""
 
     seconds: float = 0.0
+    rollout: str = ""
     source: str = msgspec.field(name="from", default="")
     target: str = msgspec.field(name="to", default="")
     port: int = 0
@@ -228,6 +237,7 @@ class Step(_Strict, frozen=True):
     fault: Fault | None = None
     churn: Churn | None = None
     wait: Wait | None = None
+    ready: Ready | None = None
     replay: Replay | None = None
     send: Send | None = None
     bgp: Bgp | None = None
@@ -268,6 +278,15 @@ def fault_wish(fault: Fault, style: str) -> FaultWish | None:
     return None if None in chosen.values() else FaultWish(**chosen)
 
 
+def runs_under(limits: Sequence[str], style: str) -> bool:
+    """Whether a scenario with these ``styles`` makes sense under ``style``. An entry that ends in a colon, ``flannel:``,
+    means the style as it is without a mode, and none of its other modes."""
+    plain = style.rpartition("+")[0] or style
+    if not limits or f"{plain}:" in limits:
+        return True
+    return for_style({name: True for name in limits if not name.endswith(":")}, style) is True
+
+
 def for_style(value: Any, style: str) -> Any:
     """The value that holds for ``style``, or for what it stands in for; None where the mapping does not speak of it."""
     if not isinstance(value, dict):
@@ -279,3 +298,10 @@ def for_style(value: Any, style: str) -> Any:
         if key in value:
             return value[key]
     return value.get("default")
+
+
+def rollout_target(text: str) -> tuple[str, str, str]:
+    """Kind, namespace and name of a workload: ``deployment/web``, ``sts/shop/db``."""
+    kind, _, rest = text.partition("/")
+    namespace, slash, name = rest.partition("/")
+    return kind, namespace if slash else "default", name if slash else namespace

@@ -115,15 +115,15 @@ def _faults(where: str, step: Step, clusters: list[Cluster]) -> Iterator[tuple[s
             yield f"{where}.routes.target", found
         elif not found.ns:
             yield f"{where}.routes.target", "is an address: pods and machines have routes"
-    elif kind in ("fault", "churn"):
+    elif kind in ("fault", "churn", "ready"):
         found = _found(wish.target, clusters)
         if isinstance(found, str):
             yield f"{where}.{kind}.target", found
         elif kind == "fault" and found.machine is None and wish.kind not in PLANNED:
             reason = f"{wish.target!r} is not a machine: faults of this kind strike nodes, routers and hosts"
             yield f"{where}.fault.target", reason
-        elif kind == "churn" and found.pod is None:
-            yield f"{where}.churn.target", f"{wish.target!r} is not a pod"
+        elif kind in ("churn", "ready") and found.pod is None:
+            yield f"{where}.{kind}.target", f"{wish.target!r} is not a pod"
 
 
 def _found(name: str, clusters: list[Cluster]) -> Place | str:

@@ -28,7 +28,7 @@ from emulator.scenario.expect import flow_checks, fragments, longest_outage, pee
 from emulator.scenario.hooks import passes
 from emulator.scenario.load import Loaded
 from emulator.scenario.looks import look_at_routes, look_at_session
-from emulator.scenario.model import Churn, Flow, Replay, Send, Step, Stream, Wait, fault_wish
+from emulator.scenario.model import Churn, Flow, Replay, Send, Step, Stream, Wait, fault_wish, rollout_target
 from emulator.scenario.preflight import preflight
 from emulator.traffic.model import InjectionReport, ProbeResult, StreamReport
 
@@ -141,6 +141,8 @@ class _Runner:
                 self._lab.fault(**msgspec.structs.asdict(wish))
         elif step.churn is not None:
             self._churn(step.churn)
+        elif step.ready is not None:
+            self._lab.ready(step.ready.target, value=step.ready.value)
 
     def _flow(self, flow: Flow) -> None:
         request = _request(flow, count=flow.count, interval=flow.interval, ttl=flow.ttl)
@@ -185,6 +187,10 @@ class _Runner:
 
     def _wait(self, wait: Wait) -> None:
         time.sleep(wait.seconds)
+        if wait.rollout:
+            kind, namespace, name = rollout_target(wait.rollout)
+            self._lab.wait_rollout(kind, name, namespace, timeout=wait.timeout)
+            self._plan, self._cluster = self._lab.plan(), self._lab.cluster()
         if not wait.source:
             return
         request = ProbeRequest(wait.source, wait.target, wait.port, wait.protocol, timeout=0.5)
@@ -229,7 +235,7 @@ class _Runner:
             pieces = fragments(requests, explained)
             whole = {item.id for item in (*requests, *replies)}
             fragmented += [item for item in others if item.kind == "fragment" and item.about in whole]
-            results.append(self._flow_result(scenario, sent, answer, requests, replies, pieces))
+            results.append(self._flow_result(scenario, sent, answer, requests, replies, others, pieces))
             errors = [item for item in others if item.kind == "error" and item.about in whole]
             for direction, found in (("request", requests), ("reply", replies), ("error", errors)):
                 journeys += [
@@ -257,6 +263,7 @@ class _Runner:
         answer: ProbeAnswer,
         requests: Sequence[Journey],
         replies: Sequence[Journey],
+        others: Sequence[Journey],
         pieces: int,
     ) -> FlowResult:
         step, result = sent.step, answer.result
@@ -281,7 +288,7 @@ class _Runner:
             source_seen=peer_address(result.source_seen),
             detail=result.detail,
             checks=flow_checks(step.expect, self._style, sent.cluster, answer, requests, pieces, replies),
-            hook_passes=passes(sent.meter, requests),
+            hook_passes=passes(sent.meter, requests, others),
             pod_mtu=_mtu(sent.plan, answer.source_ns),
         )
 

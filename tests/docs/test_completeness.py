@@ -35,6 +35,7 @@ SCENARIO_STRUCTS = [
     model.Fault,
     model.Churn,
     model.Wait,
+    model.Ready,
     model.Replay,
     model.Send,
     model.Expect,
