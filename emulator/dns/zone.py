@@ -89,14 +89,14 @@ class Zone:
         self.drop_service(key)
         self._services[key] = service
         for address in service.cluster_ips:
-            self._by_cluster_ip.setdefault(canonical(address), {})[key] = None
+            self._by_cluster_ip.setdefault(_spelled(address), {})[key] = None
         self._serial += 1
 
     def drop_service(self, key: Key) -> None:
         """Forget the Service (namespace, name), if it is there."""
         old = self._services.pop(key, None)
         for address in old.cluster_ips if old is not None else ():
-            _unindex(self._by_cluster_ip, canonical(address), key)
+            _unindex(self._by_cluster_ip, _spelled(address), key)
         self._serial += 1
 
     def put_slice(self, item: EndpointSlice) -> None:
@@ -106,7 +106,7 @@ class Zone:
         self._slices[key] = item
         self._slices_of.setdefault((item.namespace, item.service), {})[key] = None
         for endpoint in item.endpoints:
-            self._by_endpoint.setdefault(canonical(endpoint.address), {})[key] = None
+            self._by_endpoint.setdefault(_spelled(endpoint.address), {})[key] = None
         self._serial += 1
 
     def drop_slice(self, key: Key) -> None:
@@ -115,7 +115,7 @@ class Zone:
         if old is not None:
             _unindex(self._slices_of, (old.namespace, old.service), key)
             for address in {endpoint.address for endpoint in old.endpoints}:
-                _unindex(self._by_endpoint, canonical(address), key)
+                _unindex(self._by_endpoint, _spelled(address), key)
         self._serial += 1
 
     @property
@@ -223,19 +223,19 @@ class Zone:
         """Name and address of each Service that our pods are endpoints of; the pods themselves if there is none."""
         found: dict[tuple[str, str], None] = {}
         for address in self.servers:
-            for key in self._by_endpoint.get(canonical(address), ()):
+            for key in self._by_endpoint.get(_spelled(address), ()):
                 item = self._slices[key]
                 service = self._services.get((item.namespace, item.service))
                 if service is None:
                     continue
                 name = f"{service.name}.{service.namespace}.svc.{self.domain}"
                 if service.headless:
-                    hosts = [(f"{_host(one)}.{name}", canonical(one.address)) for one in self._ready(service, item)]
+                    hosts = [(f"{_host(one)}.{name}", _spelled(one.address)) for one in self._ready(service, item)]
                 else:
-                    hosts = [(name, canonical(ip)) for ip in service.cluster_ips[:1]]
+                    hosts = [(name, _spelled(ip)) for ip in service.cluster_ips[:1]]
                 found.update(dict.fromkeys(hosts))
         if not found:
-            found = dict.fromkeys((f"ns.dns.{self.domain}", canonical(address)) for address in self.servers)
+            found = dict.fromkeys((f"ns.dns.{self.domain}", _spelled(address)) for address in self.servers)
         return (pair for pair in found if (":" in pair[1]) == (kind == "AAAA") and kind in ("A", "AAAA"))
 
     # What a name stands for
@@ -279,13 +279,13 @@ class Zone:
                     host = _host(endpoint)
                     if not question.endpoint or question.endpoint == host.lower():
                         for number in wanted:
-                            yield _Found(canonical(endpoint.address), number, f"{host}.{name}")
+                            yield _Found(_spelled(endpoint.address), number, f"{host}.{name}")
         else:
             declared = [(port.port, port.name, str(port.protocol)) for port in service.ports]
             for number, called, protocol in declared or [(NO_PORT, "", "")]:
                 if _matches(question, called, protocol):
                     for address in service.cluster_ips:
-                        yield _Found(canonical(address), number, name)
+                        yield _Found(_spelled(address), number, name)
 
     @staticmethod
     def _ready(service: Service, item: EndpointSlice) -> Iterator[Endpoint]:
@@ -315,7 +315,7 @@ class Zone:
             if service is None:
                 continue
             for endpoint in self._ready(service, item):
-                if canonical(endpoint.address) == address:
+                if _spelled(endpoint.address) == address:
                     yield f"{_host(endpoint)}.{item.service}.{item.namespace}.svc.{self.domain}"
 
 
@@ -339,7 +339,12 @@ def _matches(question: Question, port: str, protocol: str) -> bool:
 
 def _host(endpoint: Endpoint) -> str:
     """An endpoint's name within its Service."""
-    return endpoint.hostname or canonical(endpoint.address).replace(".", "-").replace(":", "-")
+    return endpoint.hostname or _spelled(endpoint.address).replace(".", "-").replace(":", "-")
+
+
+def _spelled(address: str) -> str:
+    """The address of an object, which the API server has seen to be one: IPv6 alone has several spellings."""
+    return canonical(address) if ":" in address else address
 
 
 def _unique(found: list[_Found], kind: str) -> dict[str, None]:
