@@ -14,7 +14,7 @@ from emulator.errors import CnilabError, PluginError, Unsupported
 from emulator.kernel.capabilities import probe
 from emulator.kernel.features import PROGRAMS
 from emulator.scenario.load import Loaded
-from emulator.scenario.model import for_style
+from emulator.scenario.model import runs_under
 from emulator.scenario.run import Progress, failed, run_scenario
 from emulator.scenario.rundir import RunDirectory
 
@@ -48,7 +48,7 @@ def run_series(
         for spec in styles:
             style = style_key(spec)
             scenario = item.scenario
-            if not _wanted(scenario.styles, style):
+            if not runs_under(scenario.styles, style):
                 continue
             tell = _Prefixed(progress, f"{scenario.name} under {style}")
             try:
@@ -84,10 +84,6 @@ class _Prefixed:
 
     def __call__(self, text: str) -> None:
         self._progress(f"{self._prefix}: {text}")
-
-
-def _wanted(limits: Sequence[str], style: str) -> bool:
-    return not limits or for_style(dict.fromkeys(limits, True), style) is True
 
 
 def _merged(known: StyleMeta | None, new: StyleMeta) -> StyleMeta:

@@ -15,7 +15,7 @@ from _pytest.mark.structures import ParameterSet
 
 from emulator.cni.styles import load_style
 from emulator.scenario.load import Loaded, find_scenarios, load_scenario, scenario_names
-from emulator.scenario.model import for_style
+from emulator.scenario.model import runs_under
 from emulator.scenario.run import Outcome, run_scenario
 
 STYLES = ("flannel", "flannel:host-gw", "calico", "aws-vpc", "kindnet", "canal", "kube-router")
@@ -59,14 +59,15 @@ def case(scenario: str, style: str) -> ParameterSet:
 
 def styles_of(scenario: str, *, full: bool = FULL_MATRIX) -> tuple[str, ...]:
     """The styles that a scenario is run under."""
-    limits = dict.fromkeys(loaded(scenario).scenario.styles, True)
+    limits = loaded(scenario).scenario.styles
     styles: tuple[str, ...] = ROUTED_STYLES if scenario == ROUTED else STYLES
     if scenario in IPV6:
         styles = tuple(style for style in styles if style not in IPV4_ONLY)
     if not full and scenario.startswith("connectivity/") and scenario not in (*SHOW_THE_PATH, ROUTED):
         styles = tuple(style for style in styles if style in THOROUGH)
     styles += FURTHER_MODES.get(scenario, ())
-    return tuple(style for style in styles if not limits or for_style(limits, style))
+    styles += tuple(style for style in limits if ":" in style and not style.endswith(":") and style not in styles)
+    return tuple(style for style in styles if runs_under(limits, style))
 
 
 CASES = [case(scenario, style) for scenario in SCENARIOS for style in styles_of(scenario)]
