@@ -124,7 +124,9 @@ class Applier:
     def repair_proxy(self, *, always: bool = False) -> list[str]:
         """Put a service proxy's rules back where somebody flushed them (see :meth:`Rulesets.repair`); what was done, a
         line each."""
-        return self.rulesets.repair((item for item in self.inventory if isinstance(item, ProxyRules)), always=always)
+        return self.rulesets.repair(
+            [item for item in self.inventory if isinstance(item, (ProxyRules, NftRules, IpvsServers))], always=always
+        )
 
     def close(self) -> None:
         """End daemons and shells and let go of all descriptors. The namespaces die with the sandbox."""

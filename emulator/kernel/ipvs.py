@@ -79,6 +79,13 @@ def change(ns: str, old: IpvsServers | None, new: IpvsServers | None) -> None:
             raise error from refused
 
 
+def lost(item: IpvsServers) -> list[str]:
+    """The virtual servers that are gone."""
+    with _Ipvs() as kernel:
+        there = kernel.servers(item.family)
+    return [name for name in item.servers if name not in there]
+
+
 def differences(item: IpvsServers) -> list[str]:
     """One line for each server that differs from the plan; real servers of weight 0 are on their way out."""
     with _Ipvs() as kernel:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from emulator.errors import ApplyError, Unsupported, UserError
-from emulator.kernel import proxy_tables
+from emulator.kernel import nft_rules, proxy_tables
 from emulator.kernel.namespaces import enter, in_parallel, in_thread
 from emulator.kernel.netns import netns_path
 from emulator.kernel.nft_rules import NftLoader
@@ -157,13 +157,16 @@ class Rulesets:
         yield from (item for item in self._held(ns) if isinstance(item, IptablesRules) and item.key not in touched)
         yield from (new for _, new in work if isinstance(new, IptablesRules))
 
-    def repair(self, items: Iterable[ProxyRules], *, always: bool = False) -> list[str]:
+    def repair(self, items: Iterable[ProxyRules | NftRules | IpvsServers], *, always: bool = False) -> list[str]:
         """Look after a proxy's rules, as it does itself every thirty seconds: where a canary is gone, everything is
         written anew. ``always``: everywhere, as it does every hour. A line for each that was repaired.
 
+        Tables of nftables have no canary: there the chains that all Services share are looked at, and ipvs proxies look
+        at every virtual server.
+
         Raises ApplyError.
         """
-        grouped: defaultdict[str, list[ProxyRules]] = defaultdict(list)
+        grouped: defaultdict[str, list[ProxyRules | NftRules | IpvsServers]] = defaultdict(list)
         for item in items:
             grouped[item.ns].append(item)
 
@@ -172,6 +175,9 @@ class Rulesets:
                 self.enter(ns)
                 done = []
                 for item in grouped[ns]:
+                    if not isinstance(item, ProxyRules):
+                        done += self._put_back(ns, item)
+                        continue
                     lost = proxy_tables.flushed(self._backend, item)
                     if lost or always:
                         beside = [each for each in self._held(ns) if isinstance(each, IptablesRules)]
@@ -188,6 +194,20 @@ class Rulesets:
                 raise result
             told += result
         return told
+
+    def _put_back(self, ns: str, item: NftRules | IpvsServers) -> list[str]:
+        """Write what is gone anew."""
+        if isinstance(item, NftRules):
+            gone, old = nft_rules.lost(item), None  # whatever else is left of the table
+        else:
+            from emulator.kernel import ipvs
+
+            gone, old = ipvs.lost(item), item
+        if not gone:
+            return []
+        self._change_parts(ns, old, item, lambda _: None)
+        more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
+        return [f"{ns}: {describe(item)}: written anew: {gone[0]}{more} was gone"]
 
     def _change_parts(
         self, ns: str, old: Ruleset | None, new: Ruleset | None, finished: Callable[[Ruleset], None]

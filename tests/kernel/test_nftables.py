@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -13,36 +11,45 @@ from typing import Any
 import msgspec
 import pytest
 
-from emulator.cluster.services import EndpointPort, EndpointSlice, Ingress, Service, ServicePort
+from emulator.cluster.services import EndpointPort, EndpointSlice, Ingress, ServicePort
 from emulator.errors import ApplyError
 from emulator.kernel import nft_rules
-from emulator.kernel.applier import Applier
 from emulator.kernel.namespaces import create, release
 from emulator.kernel.netns import netns_path
 from emulator.kernel.rules_readback import differences
 from emulator.kernel.rulesets import Rulesets
 from emulator.kernel.syscalls import inside
 from emulator.kernel.underlay import LabNet
-from emulator.plan.diff import Operation
-from emulator.plan.model import Address, AnyObject, Namespace, NftElement, NftRules, Route, Sysctl, Veth
+from emulator.plan.model import AnyObject, NftElement, NftRules
 from emulator.proxy import nftables
 from tests.golden.service_constructs import (
     CONSTRUCTS,
     HTTP,
     NODE_PORT,
-    SETTINGS,
     Construct,
     backends,
-    base_cluster,
     clusters,
     on,
     service,
     six,
 )
+from tests.kernel.service_site import (
+    CLIENT,
+    CLIENT_ADDRESS,
+    GATEWAY,
+    HERE,
+    NODE,
+    NODE_ADDRESS,
+    ONE,
+    OTHER_NODE_ADDRESS,
+    SERVED,
+    STRANGER,
+    Site,
+    ask,
+    built,
+)
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.requires("nft-program", "nft-nat", "nft-numgen", "nft-fib")]
-
-NODE = "pod/node"
 
 
 def tables(construct: Construct) -> tuple[list[NftRules], list[NftRules]]:
@@ -121,6 +128,24 @@ def test_meddling_is_noticed_and_a_new_load_repairs_it(meddling: str, words: str
     printed("delete", "table", "ip", "other")
     rulesets.load(before, [], ignore)
     assert differences({NODE: before}, rulesets) == []
+
+
+@pytest.mark.parametrize(
+    "meddling",
+    ["flush ruleset", "flush chain ip kube-proxy services", "delete chain ip6 kube-proxy nat-output"],
+)
+def test_lost_chains_are_put_back_by_the_look_now_and_then(meddling: str, rulesets: Rulesets) -> None:
+    before, _ = tables(CONSTRUCTS["cluster-ip"])
+    rulesets.load(before, [], ignore)
+    assert rulesets.repair(before) == []
+
+    with inside(netns_path(NODE)):
+        subprocess.run(["nft", *meddling.split()], check=True)
+    told = rulesets.repair(before)
+
+    assert any("nftables table" in line and "was gone" in line for line in told), told
+    assert differences({NODE: before}, rulesets) == []
+    assert rulesets.repair(before) == []
 
 
 def test_a_change_makes_a_table_anew_that_somebody_flushed(rulesets: Rulesets) -> None:
@@ -227,126 +252,11 @@ def test_clients_that_affinity_has_learnt_stay_when_an_endpoint_goes(rulesets: R
 
 # ------------------------------------------------------------ packets
 
-CLIENT, STRANGER, ONE, TWO = "pod/client", "pod/stranger", "pod/one", "pod/two"
-CLIENT_ADDRESS, STRANGER_ADDRESS, NODE_ADDRESS, OTHER_NODE_ADDRESS = (
-    "192.168.50.100",
-    "198.18.0.2",
-    "192.168.50.11",
-    "192.168.50.111",
-)
-GATEWAY = "10.244.0.1"
-SERVED = 8080
-# Seconds until silence counts as such. On veths an ICMP error may come back while connect(2) still holds the socket,
-# which drops it (LockDroppedIcmps); the second SYN, a second later, is then the one that is refused.
-PATIENCE = 1.6
-
-
-def cable(ns: str, far: str, address: str, gateway: str, *, v6: bool = False) -> Iterator[AnyObject]:
-    """A namespace on a cable of its own to the node, which is its way to everywhere."""
-    bits, everything = (128, "::/0") if v6 else (32, "0.0.0.0/0")
-    yield Address(ns=ns, device="eth0", address=f"{address}/{bits}")
-    yield Address(ns=NODE, device=far, address=f"{gateway}/{bits}")
-    yield Route(ns=NODE, destination=f"{address}/{bits}", device=far, scope="global" if v6 else "link")
-    yield Route(ns=ns, destination=f"{gateway}/{bits}", device="eth0", scope="global" if v6 else "link")
-    yield Route(ns=ns, destination=everything, via=gateway)
-
-
-def wired() -> Iterator[AnyObject]:
-    for ns in (NODE, CLIENT, STRANGER, ONE, TWO):
-        yield Namespace(ns=ns, role="pod", hostname=ns.removeprefix("pod/"))
-    for name in ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"):
-        yield Sysctl(ns=NODE, name=name, value="1")
-    for ns, far in ((CLIENT, "eth0"), (STRANGER, "eth1"), (ONE, "one"), (TWO, "two")):
-        yield Veth(ns=ns, name="eth0", mtu=1500, peer_ns=NODE, peer=far)
-    yield from cable(CLIENT, "eth0", CLIENT_ADDRESS, NODE_ADDRESS)
-    yield from cable(STRANGER, "eth1", STRANGER_ADDRESS, "198.18.0.1")
-    yield from cable(ONE, "one", "10.244.0.2", GATEWAY)
-    yield from cable(TWO, "two", "10.244.0.3", GATEWAY)
-    yield from cable(CLIENT, "eth0", "fd00:192:168:50::100", "fd00:192:168:50::11", v6=True)
-    yield from cable(STRANGER, "eth1", "fd00:198:18::2", "fd00:198:18::1", v6=True)
-    yield from cable(ONE, "one", "fd00:10:244::2", "fd00:10:244::1", v6=True)
-    yield Address(ns=NODE, device="eth0", address=f"{OTHER_NODE_ADDRESS}/32")
-    # Without a route to the Services the kernel would say so before any rule is asked.
-    yield Route(ns=NODE, destination="0.0.0.0/0", via=STRANGER_ADDRESS)
-    yield Route(ns=NODE, destination="::/0", via="fd00:198:18::2")
-
-
-class Backend:
-    """Tells each TCP client and each datagram who answers and which source it saw."""
-
-    def __init__(self, ns: str) -> None:
-        self.name = ns.removeprefix("pod/")
-        with inside(netns_path(ns)):
-            self.tcp = socket.create_server(("::", SERVED), family=socket.AF_INET6, dualstack_ipv6=True)
-            self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-            self.udp.bind(("0.0.0.0", SERVED))
-        for target in (self._serve_tcp, self._serve_udp):
-            threading.Thread(target=target, daemon=True).start()
-
-    def _serve_tcp(self) -> None:
-        while True:
-            try:
-                connection, peer = self.tcp.accept()
-            except OSError:
-                return
-            with connection:
-                connection.sendall(f"{self.name} {peer[0].removeprefix('::ffff:')}".encode())
-
-    def _serve_udp(self) -> None:
-        while True:
-            try:
-                _, peer = self.udp.recvfrom(100)
-                self.udp.sendto(f"{self.name} {peer[0]}".encode(), peer)
-            except OSError:
-                return
-
-
-class Site:
-    """A client, a stranger, a node and two backends."""
-
-    def __init__(self, applier: Applier) -> None:
-        self.applier = applier
-        self.item: AnyObject | None = None
-
-    def serve(self, *services: Service, slices: tuple[EndpointSlice, ...], **settings: Any) -> None:
-        """Put the Services' rules in force."""
-        cluster = msgspec.structs.replace(base_cluster(), services=services, slices=slices)
-        proxy = nftables.load(msgspec.structs.replace(SETTINGS, **settings))
-        items = [msgspec.structs.replace(item, ns=NODE) for item in proxy.node(cluster, cluster.nodes[0])]
-        self.applier.apply([Operation(verb="add", new=item) for item in items])
-
 
 @pytest.fixture
 def site() -> Iterator[Site]:
-    applier = Applier()
-    applier.apply([Operation(verb="add", new=item) for item in wired()])
-    served = [Backend(ns) for ns in (ONE, TWO)]
-    yield Site(applier)
-    for backend in served:
-        backend.tcp.close()
-        backend.udp.close()
-    applier.close()
-
-
-def ask(ns: str, address: str, port: int = 80, *, udp: bool = False) -> str:
-    """Who answered and which source it saw; ``refused``, or ``silence``."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with inside(netns_path(ns)):
-        sock = socket.socket(family, socket.SOCK_DGRAM if udp else socket.SOCK_STREAM)
-    with sock:
-        sock.settimeout(PATIENCE)
-        try:
-            sock.connect((address, port))
-            if udp:
-                sock.send(b"who")
-            return sock.recv(100).decode()
-        except ConnectionRefusedError:
-            return "refused"
-        except TimeoutError:
-            return "silence"
-
-
-HERE = [on("n1", 2), on("n1", 3)]
+    with built(nftables) as made:
+        yield made
 
 
 def test_cluster_ip_is_shared_out_and_masqueraded_for_clients_that_are_no_pods(site: Site) -> None:
