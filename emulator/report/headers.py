@@ -75,9 +75,17 @@ def blocks(packet: Packet, before: Packet | None) -> tuple[Block, ...]:
     return tuple(found)
 
 
-def arrow(packet: Packet) -> str:
-    """``10.244.1.2 → 10.244.2.2``, or the summary of what has no addresses."""
-    return f"{packet.source} → {packet.target}" if packet.source else packet.summary
+def arrow(packet: Packet, *, ports: bool = False) -> str:
+    """``10.244.1.2 → 10.244.2.2``, with the ports where they matter, or the summary of what has no addresses."""
+    if not packet.source:
+        return packet.summary
+    if not ports or not packet.target_port:
+        return f"{packet.source} → {packet.target}"
+    return f"{_socket(packet.source, packet.source_port)} → {_socket(packet.target, packet.target_port)}"
+
+
+def _socket(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def _tunnel(tunnel: Tunnel, before: Tunnel | None, *, first: bool) -> list[Block]:

@@ -177,11 +177,12 @@ def _padded(text: str, width: int, name: str) -> str:
 
 def _lines(hops: Sequence[Hop], lanes: dict[str, str]) -> Iterable[_Line]:
     before: Hop | None = None
+    translated = len({_ends(hop.packet) for hop in hops}) > 1
     for number, hop in enumerate(hops, start=1):
         packet, tunnel = hop.packet, hop.packet.tunnel
         old = before.packet if before else None
         changed = set()
-        if old and (old.source, old.target) != (packet.source, packet.target):
+        if old and _ends(old) != _ends(packet):
             changed.add("source → target")
         if old and old.ttl != packet.ttl:
             changed.add("ttl")
@@ -193,7 +194,7 @@ def _lines(hops: Sequence[Hop], lanes: dict[str, str]) -> Iterable[_Line]:
             str(number),
             "" if before and before.ns == hop.ns else lanes.get(hop.ns) or short(hop.ns),
             f"{hop.device} {hop.direction}",
-            arrow(packet),
+            arrow(packet, ports=translated),
             str(packet.ttl) if packet.version else "",
             encap,
             (f"{since:.1f}" if since < 1000 else microseconds(since)) if before else "",
@@ -201,6 +202,13 @@ def _lines(hops: Sequence[Hop], lanes: dict[str, str]) -> Iterable[_Line]:
         marked = (text + "*" if name in changed else text for name, text in zip(_HEADER, cells, strict=True))
         yield _Line(tuple(map(visible, marked)), frozenset(changed), tuple(_below(hop, old, changed)))
         before = hop
+
+
+def _ends(packet: Packet) -> tuple[str, int, str, int]:
+    """Who speaks to whom; pieces of a datagram but the first do not say by which ports."""
+    if packet.fragment_offset:
+        return (packet.source, 0, packet.target, 0)
+    return (packet.source, packet.source_port, packet.target, packet.target_port)
 
 
 def _below(hop: Hop, old: Packet | None, changed: set[str]) -> Iterable[str]:
@@ -215,7 +223,8 @@ def _below(hop: Hop, old: Packet | None, changed: set[str]) -> Iterable[str]:
         old is None or (old.source_mac, old.target_mac) != (packet.source_mac, packet.target_mac)
     ):
         yield f"mac {packet.source_mac} → {packet.target_mac}"
-    for reason in hop.reasons[:1]:
+    both = old is not None and old.source != packet.source and old.target != packet.target
+    for reason in hop.reasons[: 2 if both else 1]:
         who = f" ({reason.component})" if reason.component else ""
         # Where nothing changed, the object is a device or a cable: what it is for says more than its definition.
         quiet = old is not None and not any(block.change for block in blocks(packet, old))

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from emulator.capture.model import Hop, Journey, Packet, Reason
 from emulator.compare.comparison import Comparison
 from emulator.report.terminal import print_comparison, print_hops
 
@@ -79,3 +80,30 @@ def test_one_packet_is_printed_hop_by_hop(synthetic: ModuleType) -> None:
 def test_long_addresses_go_to_a_line_of_their_own(compared: Compared) -> None:
     text = printed(compared("ipv6"), 80, hops=True)
     assert "fd00:10:244:1:a:b:c:1002 → fd00:10:244:2:ffff:eeee:dddd:2002\n" in text
+
+
+def test_ports_are_told_where_a_packet_is_translated_and_both_rules_that_did_it() -> None:
+    def packet(source: str, source_port: int, target: str, target_port: int, ttl: int) -> Packet:
+        return Packet("", "", 74, "tcp", 4, source, target, ttl, source_port=source_port, target_port=target_port)
+
+    rules = (
+        Reason("KUBE-SEP-X rule 2", "kube-proxy", "default/web: this endpoint was chosen"),
+        Reason("KUBE-POSTROUTING rule 3", "kube-proxy", "service traffic requiring SNAT"),
+        Reason("route", "kernel", ""),
+    )
+    journey = Journey(
+        1,
+        (
+            Hop(0, 0, "host/client", "eth0", "out", packet("203.0.113.7", 4000, "192.168.50.11", 30080, 64)),
+            Hop(1, 1, "node/n1", "eth0", "out", packet("192.168.50.11", 5000, "10.244.2.2", 8080, 63), (), rules),
+        ),
+    )
+    console = Console(file=(out := io.StringIO()), width=140)
+
+    print_hops(journey, console=console)
+
+    text = out.getvalue()
+    assert "203.0.113.7:4000 → 192.168.50.11:30080" in text
+    assert "192.168.50.11:5000 → 10.244.2.2:8080*" in text
+    assert "this endpoint was chosen" in text
+    assert "requiring SNAT" in text
