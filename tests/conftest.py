@@ -53,6 +53,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtestloop(session: pytest.Session) -> None:
+    if session.config.option.collectonly:
+        return
     # All at once and before the first test: a test with a sandbox runs in a fork, whose answers would be lost.
     answers = capabilities.probe_for_use(sorted({name for item in session.items for name in required(item)}))
     session.stash[ANSWERS] = answers

@@ -49,13 +49,20 @@ WITHIN_A_SUBNET = (
 BETWEEN_SUBNETS = (
     Case("calico:ipip-crosssubnet", "racks", "tunl0", "n3-p1"),
     Case("flannel:ipip-directrouting", "racks", "flannel.ipip", "n3-p1"),
-    Case("kube-router", "racks", "tun-*", "n3-p1"),
+    # kube-router: tests/kernel/test_styles_kube_router.py
 )
 
 
-@pytest.fixture(scope="module", params=(*WITHIN_A_SUBNET, *BETWEEN_SUBNETS), ids=str)
+# Labs of racks are slow under emulation: what does not depend on the way is looked at on the short one.
+anywhere = pytest.mark.parametrize(
+    "started", [*WITHIN_A_SUBNET, *BETWEEN_SUBNETS], ids=str, indirect=True, scope="module"
+)
+nearby = pytest.mark.parametrize("started", WITHIN_A_SUBNET, ids=str, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
 def started(request: pytest.FixtureRequest) -> Iterator[tuple[Case, Lab]]:
-    """One lab for all tests of a style: under emulation a start takes ten seconds."""
+    """One lab for all tests of a style: a start takes ten seconds."""
     with Lab(request.param.topology, cni=request.param.cni, wire_accurate=True) as lab:
         yield request.param, lab
 
@@ -103,16 +110,19 @@ def tunnelled_hops(style: Case) -> list[str]:
     ]
 
 
+@anywhere
 def test_the_kernel_holds_what_was_planned(started: tuple[Case, Lab]) -> None:
     assert started[1].verify() == []
 
 
+@anywhere
 def test_packet_takes_the_tunnel_to_the_other_node(started: tuple[Case, Lab]) -> None:
     style, lab = started
 
     assert [brief(line) for line in ping_hops(lab, "n1-p1", style.far)] == tunnelled_hops(style)
 
 
+@nearby
 def test_outer_header_is_plain_ipv4_of_protocol_4_between_the_nodes(started: tuple[Case, Lab], tmp_path: Path) -> None:
     style, lab = started
     nodes = [lab.cluster().node(name).addresses[0] for name in ("n1", style.far.partition("-")[0])]
@@ -134,6 +144,7 @@ def test_outer_header_is_plain_ipv4_of_protocol_4_between_the_nodes(started: tup
     assert dont_fragment == "1|1"  # the inner packet's, copied
 
 
+@nearby
 def test_tunnel_leaves_1480_bytes(started: tuple[Case, Lab]) -> None:
     style, lab = started
     links = json.loads(lab.run("n1", "ip", "-j", "link", "show", "type", "ipip").stdout)
@@ -146,6 +157,7 @@ def test_tunnel_leaves_1480_bytes(started: tuple[Case, Lab]) -> None:
     assert (too_large.verdict, too_large.mtu) == ("unreachable", 1500 - IPV4)
 
 
+@anywhere
 def test_nodes_of_the_same_subnet_need_a_tunnel_only_where_all_packets_take_one(started: tuple[Case, Lab]) -> None:
     style, lab = started
 
@@ -158,6 +170,7 @@ def test_nodes_of_the_same_subnet_need_a_tunnel_only_where_all_packets_take_one(
     ]
 
 
+@nearby
 def test_trace_tells_the_tunnel_from_what_is_in_it(started: tuple[Case, Lab]) -> None:
     style, lab = started
 
@@ -170,6 +183,7 @@ def test_trace_tells_the_tunnel_from_what_is_in_it(started: tuple[Case, Lab]) ->
     assert (request.hops[0].packet.ttl, request.hops[-1].packet.ttl) == (64, 62)
 
 
+@nearby
 def test_tcp_passes_the_tunnel_with_the_pods_own_address(started: tuple[Case, Lab]) -> None:
     style, lab = started
     pod = lab.get("pods", "n1-p1")[0]["status"]["podIP"]
