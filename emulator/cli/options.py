@@ -81,6 +81,10 @@ plugins: Decorator = click.option(
 manifests: Decorator = click.option(
     "-f", "--filename", "manifests", multiple=True, metavar="FILE", help="Manifest file or folder; - is stdin.",
 )  # fmt: skip
+dns: Decorator = click.option(
+    "--dns", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True,
+    help="Cluster DNS: auto (from the first Service on), on (at once) or off.",
+)  # fmt: skip
 allow_missing: Decorator = click.option(
     "--allow-missing", is_flag=True,
     help="Go on without link impairments that this kernel cannot do; every output then says so.",

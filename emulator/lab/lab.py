@@ -34,7 +34,7 @@ from emulator.errors import CnilabError, NotFound, UserError
 from emulator.lab.client import Client
 from emulator.lab.launch import Launched, launch
 from emulator.lab.names import resolve
-from emulator.lab.records import CaptureStats, Entry, FaultKind, LabStatus, ProbeAnswer, ProbeRequest
+from emulator.lab.records import CaptureStats, DnsWish, Entry, FaultKind, LabStatus, ProbeAnswer, ProbeRequest
 from emulator.plan.model import Plan
 from emulator.traffic.model import InjectionReport, Protocol, StreamReport
 
@@ -122,6 +122,7 @@ class Lab:
         name: str | None = None,
         wire_accurate: bool = False,
         allow_missing: bool = False,
+        dns: DnsWish = "auto",
         progress: Callable[[str], None] | None = None,
     ) -> None:
         self._arguments: dict[str, Any] = {
@@ -131,6 +132,7 @@ class Lab:
             "name": name,
             "wire_accurate": wire_accurate,
             "allow_missing": allow_missing,
+            "dns": dns,
             "progress": progress or (lambda _text: None),
         }
         self._launched: Launched | None = None

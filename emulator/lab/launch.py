@@ -24,7 +24,7 @@ from emulator.errors import DaemonError, SandboxError
 from emulator.kernel import neighbour_table, registry
 from emulator.kernel.sandbox import Sandbox
 from emulator.lab.process import SOCKET, STATUS_FD
-from emulator.lab.records import Boot, Entry
+from emulator.lab.records import Boot, DnsWish, Entry
 from emulator.lab.wire import error_from_wire
 
 INSIDE = "/run/cnilab/host"  # where the lab process finds its registry directory
@@ -93,6 +93,7 @@ def launch(
     detached: bool,
     wire_accurate: bool,
     allow_missing: bool,
+    dns: DnsWish,
     progress: Progress,
 ) -> Launched:
     """Start a lab and return when it is wired and its routes are in the kernel.
@@ -116,7 +117,7 @@ def launch(
         progress(f"{text}; the machine's table of neighbours is full" if full else text)
 
     try:
-        boot = Boot(chosen, INSIDE, resolved, cni, tuple(objects), wire_accurate, allow_missing)
+        boot = Boot(chosen, INSIDE, resolved, cni, tuple(objects), wire_accurate, allow_missing, dns)
         sandbox, status = _start(chosen, directory, boot, detached)
         _await_ready(status, directory, say)
         registry.publish(chosen, pid=sandbox.pid, topology=resolved.name, style=style_key(cni), detached=detached)

@@ -123,7 +123,8 @@ def _wire(boot: Boot, reporter: Reporter) -> Any:
         style,
         machinery,
         proxy=proxy,
-        addons=[kubernetes_service(boot.topology), *_dns_addons(boot.topology)],
+        addons=[kubernetes_service(boot.topology), *(_dns_addons(boot.topology) if boot.dns != "off" else [])],
+        addons_at_once=boot.dns == "on",
         wire_accurate=boot.wire_accurate,
         progress=reporter.progress,
     )

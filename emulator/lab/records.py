@@ -16,6 +16,9 @@ FaultKind = Literal[
 FaultPlace = Literal["", "device", "port", "input", "output", "forward"]
 
 
+DnsWish = Literal["auto", "on", "off"]  # cluster DNS: with the first Service, at once, never
+
+
 class Boot(msgspec.Struct, frozen=True):
     """What a lab process is started with, on its standard input. ``directory`` is the lab's place in the registry as
     the process sees it; ``wish`` are the user's options."""
@@ -27,6 +30,7 @@ class Boot(msgspec.Struct, frozen=True):
     objects: tuple[dict[str, Any], ...]
     wire_accurate: bool = False
     allow_missing: bool = False
+    dns: DnsWish = "auto"
 
 
 class FaultWish(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):

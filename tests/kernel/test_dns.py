@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -361,3 +362,34 @@ def test_without_services_there_is_no_dns(base: Path) -> None:
             time.sleep(0.1)
         # Without a resolver outside, foreign names are refused at once
         assert dig(quiet, "www.example.com")[-1].startswith("REFUSED")
+
+
+def test_dns_can_be_there_at_once_or_never(base: Path) -> None:
+    with Lab("single-node", "flannel", dns="on") as early:
+        assert len(coredns(early)) == 2
+        assert short(early, "kubernetes.default.svc.cluster.local") == ["10.96.0.1"]
+    with Lab("single-node", "flannel", [service("web")], dns="off") as without:
+        assert not coredns(without)
+        assert [one.name for one in without.cluster().services] == ["web", "kubernetes"]
+        assert "nameserver" not in without.run("n1-p1", "cat", "/etc/resolv.conf").stdout
+
+
+def test_machinery_and_pods_resolve_alike(lab: Lab) -> None:
+    """What ``emulator.dns.resolver`` finds from within a pod is what glibc finds there."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]);"
+        "from emulator.dns.resolver import resolve; from emulator.dns.resolv_conf import parse;"
+        "conf = parse(open('/etc/resolv.conf').read());"
+        "print(*[resolve(name, '/proc/self/ns/net', conf).addresses for name in sys.argv[2:]], sep='\\n')"
+    )
+    names = ["web", "www.example.com.", "client.example", "nobody.example", "db-0.db"]
+    root = str(Path(__file__).parents[2])
+    done = lab.run("n1-p1", sys.executable, "-c", code, root, *names)
+    assert done.returncode == 0, done.stderr
+    ours = [sorted(re.findall(r"[0-9]+\.[0-9.]+", line)) for line in done.stdout.splitlines()]
+    theirs = [
+        sorted({line.split()[0] for line in lab.run("n1-p1", "getent", "ahostsv4", name).stdout.splitlines()})
+        for name in names
+    ]
+    assert ours == theirs
+    assert [len(found) for found in ours] == [1, 2, 1, 0, 1]
