@@ -31,8 +31,10 @@ from emulator.plan.model import (
     IptablesRules,
     Key,
     Link,
+    NftRules,
     NftTable,
     Plan,
+    ProxyRules,
     Route,
     Sysctl,
     Veth,
@@ -282,16 +284,23 @@ class FlushFault(PlanFault, frozen=True, kw_only=True):
         return f"the {f'table {self.table}' if self.table else 'packet filter'} of {self.place} is empty"
 
     def strike(self, plan: Plan) -> Plan:
-        return _mapped(plan, lambda item: None if self._is_it(item) else item)
+        return _mapped(plan, self._flushed)
+
+    def _flushed(self, item: AnyObject) -> AnyObject | None:
+        if item.ns != self.ns or item.component == FAULT:
+            return item
+        if isinstance(item, ProxyRules) and self.table in item.tables:
+            # Its chains stay, without rules, as the proxy's rules of the other tables stay with it.
+            empty = dict.fromkeys(item.tables[self.table], "")
+            return msgspec.structs.replace(item, tables={**item.tables, self.table: empty})
+        return None if self._is_it(item) else item
 
     def _is_it(self, item: AnyObject) -> bool:
-        if item.ns != self.ns or item.component == FAULT:
-            return False
-        if isinstance(item, IpSet):
+        if isinstance(item, (IpSet, ProxyRules)):
             return not self.table
         if isinstance(item, IptablesRules):
             return self.table in ("", item.table)
-        return isinstance(item, NftTable) and self.table in ("", item.name)
+        return isinstance(item, (NftTable, NftRules)) and self.table in ("", item.name)
 
 
 def overlay(plan: Plan, faults: Iterable[PlanFault]) -> Plan:
@@ -317,7 +326,7 @@ def check(plan: Plan, fault: PlanFault) -> None:
         known = f"it has {', '.join(dict.fromkeys(there))}" if there else "it has none of its own"
         raise UserError(f"{fault.place} has no route to {fault.destination} that could be taken away", hint=known)
     if isinstance(fault, FlushFault):
-        tables = sorted({_table(item) for item in plan.in_namespace(fault.ns)} - {""})
+        tables = sorted({name for item in plan.in_namespace(fault.ns) for name in _tables(item)})
         known = f"it has {', '.join(tables)}" if tables else ""
         raise UserError(f"{fault.place} has no {fault.table or 'rules'} to flush", hint=known)
     device = getattr(fault, "device", "")
@@ -411,10 +420,14 @@ def _has_namespace(plan: Plan, ns: str) -> bool:
     return any(item.key == key for item in plan.in_namespace(ns))
 
 
-def _table(item: AnyObject) -> str:
+def _tables(item: AnyObject) -> tuple[str, ...]:
     if item.component == FAULT:
-        return ""
-    return item.table if isinstance(item, IptablesRules) else item.name if isinstance(item, NftTable) else ""
+        return ()
+    if isinstance(item, ProxyRules):
+        return tuple(item.tables)
+    if isinstance(item, IptablesRules):
+        return (item.table,)
+    return (item.name,) if isinstance(item, (NftTable, NftRules)) else ()
 
 
 def _devices(plan: Plan, ns: str) -> Iterator[str]:

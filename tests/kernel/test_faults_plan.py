@@ -261,6 +261,24 @@ def test_mending_what_is_not_broken_is_refused(whole: Lab) -> None:
     whole.fault("mtu", "n1", mend=True)
 
 
+@pytest.mark.parametrize("proxy", ["iptables", "nftables"])
+def test_flushing_a_node_takes_its_services_away_until_it_is_mended(base: Path, proxy: str) -> None:
+    service = {"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080}], "clusterIP": "10.96.0.77"}
+    with Lab("three-nodes", f"flannel+{proxy}") as lab:
+        web = pod("web", nodeName="n2")
+        web["metadata"]["labels"] = {"app": "web"}
+        lab.apply(web, {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}, "spec": service})
+        for table in ("nat", "") if proxy == "iptables" else ("kube-proxy", ""):
+            assert lab.probe("n1-p1", "10.96.0.77", 80, timeout=PATIENT).reached
+            lab.fault("flush", "n1", table=table)
+            assert not lab.probe("n1-p1", "10.96.0.77", 80, timeout=SHORT).reached
+            assert lab.probe("n3-p1", "10.96.0.77", 80, timeout=PATIENT).reached
+            assert lab.verify() == []
+            lab.fault("flush", "n1", mend=True)
+        assert lab.probe("n1-p1", "10.96.0.77", 80, timeout=PATIENT).reached
+        assert lab.verify() == []
+
+
 @pytest.mark.requires("bird")
 def test_route_that_a_daemon_brings_cannot_be_taken_away(base: Path) -> None:
     with Lab("three-nodes", "calico") as calico:
