@@ -65,10 +65,14 @@ def load(backend: str, ns: str, new: ProxyRules, old: ProxyRules | None, beside:
     namespace: jumps that they put first stay first. Raises ApplyError with ``old`` in force."""
     tools = Tools(backend, new.family)
     if old is not None and old.jumps == new.jumps and old.tables.keys() == new.tables.keys():
-        texts = [proxy_rules.partial_text(new, old)]
-    else:
-        hooks = _hooks(tools, new, beside, look=old is not None)
-        texts = _whole(tools, new, hooks, old)
+        try:
+            run_tool(tools.restore, proxy_rules.partial_text(new, old), TIMEOUT)
+        except (OSError, subprocess.SubprocessError):
+            pass  # perhaps somebody meddled with the rest: kube-proxy makes a full sync of the next attempt, too
+        else:
+            return
+    hooks = _hooks(tools, new, beside, look=old is not None)
+    texts = _whole(tools, new, hooks, old)
     _feed(tools, ns, new, old, texts)
 
 

@@ -189,6 +189,16 @@ def test_a_full_sync_repairs_what_no_canary_tells(rulesets: Rulesets, backend: s
     assert differences({NODE: before}, rulesets) == []
 
 
+def test_a_change_after_somebody_flushed_the_tables_writes_everything(rulesets: Rulesets, backend: str) -> None:
+    before, after = map(here, planned(ALL["three-endpoints"]))
+    rulesets.load(before, [], ignore)
+    flush(backend)
+
+    rulesets.load([], list(zip(before, after, strict=True))[:1], ignore)
+
+    assert differences({NODE: after[:1]}, rulesets) == []
+
+
 def broken(rules: ProxyRules, name: str, text: str) -> ProxyRules:
     """The rules with a line more in one chain of nat."""
     nat = rules.tables["nat"] | {name: rules.tables["nat"][name] + text}
