@@ -58,7 +58,7 @@ def test_without_the_section_there_is_none() -> None:
         ("dns: {upstream: client, records: {example.com: 'not a name'}}", "must be an IP address, a machine"),
         ("dns: {upstream: client, records: {example.com: []}}", "must have 1 to 256 values"),
         ("dns: {upstream: client, records: {example.com: 7}}", "dns.records"),
-        ("dns: {upstream: client, record: {}}", 'unknown field'),
+        ("dns: {upstream: client, record: {}}", "unknown field"),
         (f"dns: {{upstream: client, records: {{{'a' * 64}.com: 10.0.0.1}}}}", "no more than 63 bytes"),
     ],
 )
