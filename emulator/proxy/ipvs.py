@@ -8,8 +8,8 @@
     IPVS (LOCAL_IN) ─ virtual server IP:port, round robin ─▶ real server; the packet leaves by OUTPUT
     nat POSTROUTING ─ KUBE-POSTROUTING: hairpin (KUBE-LOOP-BACK) and marked packets are masqueraded
 
-The number of iptables rules does not depend on that of Services: the ipsets grow. A Cluster IP answers ping, which it
-does in no other mode.
+The number of iptables rules does not depend on that of Services: the ipsets grow. A cluster IP does not answer ping:
+KUBE-IPVS-FILTER rejects all that is no Service port (since 1.27; before, the node answered).
 
 NodePorts are virtual servers on the addresses that the topology gives the node, and those of its tunnels; addresses
 that a CNI plugin gives to the node's end of its pods' network are not known here and have none (upstream has some).
@@ -22,12 +22,15 @@ Follows kubernetes/kubernetes 1.36, pkg/proxy/ipvs/proxier.go, ipset.go, netlink
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
+from ipaddress import ip_address
 from typing import Literal
 
 import msgspec
 
 from emulator.cluster.model import Cluster, Node
 from emulator.cluster.services import EndpointSlice, Service, ServicePort
+from emulator.errors import UserError
 from emulator.plan.addressing import contains, host_prefix, of_family
 from emulator.plan.model import (
     Address,
@@ -247,18 +250,19 @@ class _Node:
         protocol = port.protocol.lower()
         for target in offered:
             if target.endpoint.node == self.node.name:
-                self._put(LOOP_BACK, f"{target.address},{protocol}:{target.port},{target.address}")
-        address = cluster_ip(service, self.family)
+                here = _plain(target.address)
+                self._put(LOOP_BACK, f"{here},{protocol}:{target.port},{here}")
+        address = _plain(cluster_ip(service, self.family))
         self._put(CLUSTER_IP, f"{address},{protocol}:{port.port}")
         self._serve(service, port, address, port.port, inside, bind=True)
-        for address in service.external_ips:
+        for address in map(_plain, service.external_ips):
             if (":" in address) == (self.family == 6):
                 self._put(EXTERNAL_IP_LOCAL if local else EXTERNAL_IP, f"{address},{protocol}:{port.port}")
                 self._serve(service, port, address, port.port, outside, bind=True)
         for ingress in service.load_balancer:
             if not ingress.proxy and (":" in ingress.address) == (self.family == 6):
-                self._balancer(service, port, ingress.address)
-                self._serve(service, port, ingress.address, port.port, outside, bind=True)
+                self._balancer(service, port, _plain(ingress.address))
+                self._serve(service, port, _plain(ingress.address), port.port, outside, bind=True)
         if port.node_port and self.nodeports:
             self._node_port(port, local)
             for address in self.nodeports:
@@ -271,7 +275,7 @@ class _Node:
             port.protocol,
             address,
             number,
-            tuple(RealServer(target.address, target.port) for target in chosen),
+            tuple(RealServer(_plain(target.address), target.port) for target in chosen),
             persistence=service.affinity,
         )
         written = f"[{address}]" if ":" in address else address
@@ -441,6 +445,15 @@ def _cluster_list(
 
 def _set_name(name: str, family: Family) -> str:
     return name if family == 4 else name.replace("KUBE-", "KUBE-6-", 1)[:LONGEST_SET_NAME]
+
+
+@cache
+def _plain(address: str) -> str:
+    """An address as the kernel prints it. Raises UserError for what is none."""
+    try:
+        return str(ip_address(address))
+    except ValueError as error:
+        raise UserError(f"{address!r} of a Service is no IP address") from error
 
 
 def _halves(cidr: str) -> tuple[str, ...]:

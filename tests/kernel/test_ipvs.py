@@ -77,19 +77,20 @@ def pinged(ns: str, address: str) -> bool:
         # type 8, code 0, the sum over the header's one other word that is not zero
         sock.sendto(bytes((8, 0, 0xF7, 0xFE, 0, 1, 0, 0)), (address, 0))
         try:
-            return sock.recv(100)[20] == 0
+            return sock.recv(100)[20] == 0  # an echo reply, not an error
         except TimeoutError:
             return False
 
 
-def test_cluster_ip_goes_round_and_answers_ping(site: Site) -> None:
+def test_cluster_ip_goes_round_and_refuses_ping_and_other_ports(site: Site) -> None:
     site.serve(service(), slices=(backends(service(), *HERE),))
 
     answers = [ask(CLIENT, "10.96.0.41") for _ in range(6)]
 
     assert sorted(answers) == [f"one {GATEWAY}"] * 3 + [f"two {GATEWAY}"] * 3
     assert answers[0] != answers[1]
-    assert pinged(CLIENT, "10.96.0.41")
+    assert pinged(CLIENT, NODE_ADDRESS)
+    assert not pinged(CLIENT, "10.96.0.41")
     assert ask(CLIENT, "10.96.0.41", 81) == "refused"
 
 
