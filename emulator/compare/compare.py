@@ -6,7 +6,7 @@ exact counters (``emulator.compare.rows``).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import TypeVar
 
@@ -17,6 +17,8 @@ from emulator.compare.path import path_of
 from emulator.compare.records import FlowJourney, FlowResult, StyleMeta
 from emulator.compare.rows import rows_of
 from emulator.compare.run import Run, load_run
+from emulator.errors import NotFound
+from emulator.plan.model import Plan
 
 T = TypeVar("T", bound=tuple[str, ...])
 
@@ -35,7 +37,7 @@ def compare(run: Run) -> Comparison:
             _flow_column(run, column, style, results.get((scenario, flow, style.style)))
             for column, style in zip(columns, run.meta.styles, strict=True)
         )
-        flows.append(_flow_comparison(scenario, flow, "", cells))
+        flows.append(_flow_comparison(scenario, flow, "", cells, [_plan(run, cell) for cell in cells]))
     return Comparison(
         kind="styles",
         columns=columns,
@@ -61,8 +63,9 @@ def compare_runs(first: Run, second: Run) -> Comparison:
             _flow_column(run, column, styles.get(style), results.get((scenario, flow, style)))
             for column, (run, styles, results) in zip(columns, sides, strict=True)
         )
+        plans = [_plan(run, cell) for (run, _, _), cell in zip(sides, cells, strict=True)]
         titles = [cell.style.title for cell in cells if cell.style and cell.style.title]
-        flows.append(_flow_comparison(scenario, flow, titles[0] if titles else style, cells))
+        flows.append(_flow_comparison(scenario, flow, titles[0] if titles else style, cells, plans))
     warnings = [
         warning
         for name, run in zip(names, (first, second), strict=True)
@@ -86,9 +89,21 @@ def _by_scenario(keys: Iterable[T]) -> list[T]:
     return sorted(unique, key=lambda key: (scenarios.index(key[0]), flows.index(key[:2])))
 
 
-def _flow_comparison(scenario: str, flow: str, under: str, columns: tuple[FlowColumn, ...]) -> FlowComparison:
+def _plan(run: Run, cell: FlowColumn) -> Plan | None:
+    """The plan that explains a column; None where it never ran, or the run was copied without its plans."""
+    if cell.result is None:
+        return None
+    try:
+        return run.plan(cell.result.style, cell.result.scenario)
+    except NotFound:
+        return None
+
+
+def _flow_comparison(
+    scenario: str, flow: str, under: str, columns: tuple[FlowColumn, ...], plans: Sequence[Plan | None]
+) -> FlowComparison:
     titles = [column.result.title for column in columns if column.result and column.result.title]
-    return FlowComparison(scenario, flow, titles[0] if titles else flow, under, columns, rows_of(columns))
+    return FlowComparison(scenario, flow, titles[0] if titles else flow, under, columns, rows_of(columns, plans))
 
 
 def _flow_column(run: Run, column: Column, style: StyleMeta | None, result: FlowResult | None) -> FlowColumn:

@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from emulator.capture.model import Reason
 from emulator.compare.path import Path
 from emulator.compare.records import FlowJourney, FlowResult, RunMeta, StyleMeta
 
@@ -21,11 +22,14 @@ class Cell(msgspec.Struct, frozen=True, omit_defaults=True):
 
     ``key`` is compared in the value's stead where two styles word the same thing differently: their pods have other
     addresses, and a pod seen under its own is the same under both. Value empty: nothing is known here.
+    ``because`` are the plan's objects that made it so, with their namespaces, in rows that differ
+    (``emulator.compare.causes``).
     """
 
     value: str = ""
     detail: str = ""
     key: str = ""
+    because: tuple[tuple[str, Reason], ...] = ()
 
 
 class Row(msgspec.Struct, frozen=True):

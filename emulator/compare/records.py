@@ -1,7 +1,8 @@
 """What a run leaves behind, and what the comparison makes of it.
 
 A run directory holds ``meta.json`` (:class:`RunMeta`), ``results.jsonl`` (a :class:`FlowResult` a line), ``hops.jsonl``
-(a :class:`FlowJourney` a line), ``<style>/plan.json``, ``<style>/trace.pcapng``, ``<style>/logs/`` and ``report.html``.
+(a :class:`FlowJourney` a line), ``<style>/<scenario>/`` with ``plan.json``, ``trace.pcapng``, ``logs/``; and
+``report.html``.
 ``style`` in all of them is the spelling of ``--cni``: ``flannel``, ``flannel:host-gw``.
 """
 

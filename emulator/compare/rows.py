@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from emulator.capture.model import Tunnel
+from emulator.compare.causes import Cause, causes
 from emulator.compare.comparison import Cell, FlowColumn, FlowComparison, Row, RowKind
 from emulator.compare.path import Path
-from emulator.plan.model import UNDERLAY
+from emulator.plan.model import UNDERLAY, Plan
 
 
-def rows_of(columns: Sequence[FlowColumn]) -> tuple[Row, ...]:
-    """The rows of one flow. Rows that are optional and empty in every column are left out."""
+def rows_of(columns: Sequence[FlowColumn], plans: Sequence[Plan | None] = ()) -> tuple[Row, ...]:
+    """The rows of one flow. Rows that are optional and empty in every column are left out. ``plans``, one for each
+    column, explain what differs and no hop shows."""
+    plans = plans or [None] * len(columns)
     rows = []
     for label, kind, optional, cell in _ROWS:
         cells = tuple(cell(column) if column.result else Cell() for column in columns)
@@ -19,8 +24,21 @@ def rows_of(columns: Sequence[FlowColumn]) -> tuple[Row, ...]:
             continue
         # What is not known is no difference: a style that never ran has a banner, a flow not followed says so.
         values = {item.key or item.value for item in cells if item.value}
-        rows.append(Row(label, kind, cells, differs=kind == "exact" and len(values) > 1))
+        differs = kind == "exact" and len(values) > 1
+        if differs:
+            cells = tuple(
+                msgspec.structs.replace(item, because=causes(label, column, plan))
+                for item, column, plan in zip(cells, columns, plans, strict=True)
+            )
+        rows.append(Row(label, kind, cells, differs=differs))
     return tuple(rows)
+
+
+def because(cause: Cause, *, words: bool = True) -> str:
+    """``n1: route 10.244.2.0/24 via 192.168.50.12 dev eth0 (bird: pods of n2)``, or without the words at the end."""
+    ns, reason = cause
+    who = ": ".join(part for part in (reason.component, reason.why if words else "") if part)
+    return f"{short(ns)}: {reason.subject}" + (f" ({who})" if who else "")
 
 
 def headline(flow: FlowComparison) -> str:

@@ -14,8 +14,9 @@ from typing import TypeVar
 import msgspec
 
 from emulator.compare.records import RUN_SCHEMA, FlowJourney, FlowResult, RunMeta, StyleMeta
-from emulator.errors import InputError, NotFound, Problem
+from emulator.errors import InputError, NotFound, Problem, UserError
 from emulator.plan.model import Plan
+from emulator.plan.render import from_json
 
 T = TypeVar("T")
 FlowKey = tuple[str, str, str]
@@ -29,6 +30,7 @@ class Run:
         self.directory = directory
         self.meta = meta
         self.results = results
+        self._plans: dict[tuple[str, str], Plan] = {}
 
     @property
     def name(self) -> str:
@@ -55,10 +57,21 @@ class Run:
         known = ", ".join(style.style for style in self.meta.styles)
         raise NotFound(f"run {self.name} has no style {name!r}", hint=f"it has: {known}")
 
-    def plan(self, style: str) -> Plan:
-        """The plan of one style. Raises NotFound (no such style, no plan) and InputError (a broken file)."""
-        path = self.directory / self.style(style).style / "plan.json"
-        return _decode(path, _read(path), Plan)
+    def plan(self, style: str, scenario: str) -> Plan:
+        """The plan of one style, as it was at the end of a scenario. Raises NotFound (no such style, scenario or plan)
+        and InputError (a broken file)."""
+        if scenario not in {result.scenario for result in self.results} or "/" in scenario or scenario.startswith("."):
+            raise NotFound(f"run {self.name} has no scenario {scenario!r}")
+        key = style, scenario
+        if key not in self._plans:
+            path = self.directory / self.style(style).style.replace(":", "-") / scenario / "plan.json"
+            try:
+                self._plans[key] = from_json(_read(path))
+            except NotFound:
+                raise
+            except UserError as error:
+                raise _broken(path, "", error.message) from error
+        return self._plans[key]
 
 
 def load_run(directory: str | Path) -> Run:

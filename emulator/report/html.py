@@ -7,7 +7,7 @@ reader would not see.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from emulator.compare.causes import Cause
 from emulator.compare.comparison import Comparison, FlowColumn
-from emulator.compare.rows import headline, microseconds
+from emulator.compare.rows import because, headline, microseconds
 from emulator.report.ladder import Ladder, ladder, lanes_of, symbol, symbols
 from emulator.report.visible import visible
 
@@ -95,12 +96,17 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {"v": _shown, "delta": _delta, "lines": _lines, "middle": _middle}
+    environment.filters |= {"v": _shown, "delta": _delta, "lines": _lines, "because": _because, "middle": _middle}
     return environment
 
 
 def _shown(value: object) -> str:
     return visible(str(value))
+
+
+def _because(causes: Sequence[Cause]) -> str:
+    """The objects alone: the drawing above has the words."""
+    return "\n".join(because(cause, words=False) for cause in causes)
 
 
 def _lines(value: str) -> Markup:

@@ -44,6 +44,9 @@ def _flow(flow: FlowComparison) -> dict[str, Any]:
                 "differs": row.differs,
                 "values": [cell.value for cell in row.cells],
                 "details": [cell.detail for cell in row.cells],
+                "because": [
+                    [{"ns": ns, **msgspec.to_builtins(reason)} for ns, reason in cell.because] for cell in row.cells
+                ],
             }
             for row in flow.rows
         ],

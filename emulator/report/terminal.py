@@ -15,12 +15,15 @@ from rich.table import Table
 from rich.text import Text
 
 from emulator.capture.model import Hop, Journey, Packet
+from emulator.compare.causes import Cause
 from emulator.compare.comparison import Comparison, FlowColumn, FlowComparison, Row
 from emulator.compare.path import same_tunnel
-from emulator.compare.rows import headline, microseconds, short
+from emulator.compare.rows import because, headline, microseconds, short
 from emulator.report.headers import arrow, blocks
 from emulator.report.visible import visible
 
+CAUSES = 3  # lines of reasons for a value: the report has them all
+LABEL, NARROWEST = 29, 12  # characters: of the columns of a table
 DETAIL = 44  # characters: longer details are for the report, a table cell of them would be a paragraph
 _ASCII = str.maketrans({"≠": "!", "✓": "+", "✗": "x", "→": "->", "µ": "u", "·": "-", "−": "-", "…": "...", "–": "-"})
 
@@ -82,13 +85,64 @@ def _print_flow(out: _Printer, flow: FlowComparison, *, hops: bool) -> None:
     out.line("")
     out.line(flow.title + (f" · {flow.under}" if flow.under else ""), "bold")
     out.line(headline(flow), "dim")
-    out.console.print(_table(out, flow))
+    if _fits(out, flow):
+        out.console.print(_table(out, flow))
+    else:
+        _print_groups(out, flow)
     for column in flow.columns:
         if not column.result:
             out.line(f"✗ {column.column.title}: {column.missing}", "bold red")
     if hops:
         for column in flow.columns:
             _print_ways(out, column)
+
+
+def _fits(out: _Printer, flow: FlowComparison) -> bool:
+    """Whether there is room for a column a style."""
+    return LABEL + len(flow.columns) * (NARROWEST + 2) <= out.console.width
+
+
+def _print_groups(out: _Printer, flow: FlowComparison) -> None:
+    """For many styles: what is the same in a line each, and below what differs, value by value: which styles have it,
+    and which objects of their plans made it so."""
+    for row in flow.rows:
+        shared = dict.fromkeys(cell.value for cell in row.cells if cell.value)
+        if not row.differs and row.kind == "exact" and shared:
+            # Worded differently, the same all the same: each pod's own address.
+            value = next(iter(shared)) if len(shared) == 1 else next(cell.key for cell in row.cells if cell.key)
+            out.line(f"  {row.label}: {value}", "dim")
+    failed = [column.column.key for column in flow.columns if column.passed is False]
+    if failed:
+        out.line(f"✗ expectations not met under {', '.join(failed)}", "bold red")
+    told: tuple[tuple[Cause, ...], ...] = ()
+    for row in flow.rows:
+        if not row.differs:
+            continue
+        reasons = tuple(cell.because for cell in row.cells)
+        again, told = reasons == told, reasons
+        out.line(f"≠ {row.label}" + (", for the same reasons" if again else ""), "bold")
+        groups: dict[str, list[int]] = {}
+        for place, cell in enumerate(row.cells):
+            if cell.value:
+                groups.setdefault(cell.key or cell.value, []).append(place)
+        for places in groups.values():
+            _print_group(out, flow, row, places, again=again)
+
+
+def _print_group(out: _Printer, flow: FlowComparison, row: Row, places: Sequence[int], *, again: bool) -> None:
+    """One value: the styles that have it, those together whose plans give the same reason."""
+    values = dict.fromkeys(row.cells[place].value for place in places)
+    out.console.print(Padding(out.text(" / ".join(values), "bold"), (0, 0, 0, 4)))
+    by_reason: dict[tuple[Cause, ...], list[str]] = {}
+    for place in places:
+        by_reason.setdefault(() if again else row.cells[place].because, []).append(flow.columns[place].column.key)
+    for reasons, styles in by_reason.items():
+        out.console.print(Padding(out.text(", ".join(styles), "cyan"), (0, 0, 0, 6)))
+        for cause in reasons[:CAUSES]:
+            out.console.print(Padding(out.text(because(cause), "dim"), (0, 0, 0, 8)))
+        if len(reasons) > CAUSES:
+            more = f"and {len(reasons) - CAUSES} more: see the report"
+            out.console.print(Padding(out.text(more, "dim"), (0, 0, 0, 8)))
 
 
 def _table(out: _Printer, flow: FlowComparison) -> Table:

@@ -8,6 +8,8 @@ import pytest
 
 from emulator.compare.run import load_run
 from emulator.errors import InputError, NotFound
+from emulator.plan.model import Plan
+from emulator.plan.render import as_json
 
 META: dict[str, Any] = {
     "schema": "cnilab.run/v1",
@@ -110,10 +112,28 @@ def test_a_journey_without_hops_is_refused(tmp_path: Path) -> None:
         _ = run.journeys
 
 
-def test_plans_are_read_by_style(tmp_path: Path) -> None:
+def test_plans_are_read_by_style_and_scenario(tmp_path: Path) -> None:
     run = load_run(run_at(tmp_path))
-    (tmp_path / "flannel").mkdir()
-    (tmp_path / "flannel" / "plan.json").write_text('{"style": "flannel", "topology": "three-nodes", "fragments": {}}')
-    assert run.plan("flannel").topology == "three-nodes"
+    scenario = run.results[0].scenario
+    place = tmp_path / "flannel" / scenario
+    place.mkdir(parents=True)
+    plan = Plan(style="flannel", topology="three-nodes", fragments={})
+    (place / "plan.json").write_bytes(as_json(plan))
+    assert run.plan("flannel", scenario) == plan
     with pytest.raises(NotFound, match="no style 'calico'"):
-        run.plan("calico")
+        run.plan("calico", scenario)
+
+
+def test_a_broken_plan_is_an_input_error_with_its_file(tmp_path: Path) -> None:
+    run = load_run(run_at(tmp_path))
+    scenario = run.results[0].scenario
+    (tmp_path / "flannel" / scenario).mkdir(parents=True)
+    (tmp_path / "flannel" / scenario / "plan.json").write_text("{")
+    with pytest.raises(InputError, match=r"plan\.json"):
+        run.plan("flannel", scenario)
+
+
+@pytest.mark.parametrize("scenario", ["../..", "..", "other"])
+def test_a_scenario_that_is_not_of_the_run_has_no_plan(tmp_path: Path, scenario: str) -> None:
+    with pytest.raises(NotFound, match="no scenario"):
+        load_run(run_at(tmp_path)).plan("flannel", scenario)

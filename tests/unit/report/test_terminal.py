@@ -107,3 +107,14 @@ def test_ports_are_told_where_a_packet_is_translated_and_both_rules_that_did_it(
     assert "192.168.50.11:5000 → 10.244.2.2:8080*" in text
     assert "this endpoint was chosen" in text
     assert "requiring SNAT" in text
+
+
+def test_where_a_column_a_style_has_no_room_values_are_listed_with_styles_and_reasons(compared: Compared) -> None:
+    comparison = msgspec.structs.replace(compared("two_styles"), flows=compared("two_styles").flows[:1])
+    flow = comparison.flows[0]
+    assert any(cell.because for row in flow.rows if row.differs for cell in row.cells)
+    lines = [line.strip() for line in printed(comparison, 50).splitlines()]
+    row = next(row for row in flow.rows if row.differs)
+    start = next(number for number, line in enumerate(lines) if line.startswith(f"≠ {row.label}"))
+    assert lines[start + 1] in {cell.value for cell in row.cells}
+    assert lines[start + 2] in {column.column.key for column in flow.columns}

@@ -52,7 +52,9 @@ def test_without_requests_there_are_no_passes() -> None:
 
 def test_a_tunnels_own_packets_are_taken_off() -> None:
     wireguard = Tunnel(kind="wireguard", source="192.168.50.11", target="192.168.50.12", ttl=64, overhead=72)
-    handshake = Packet("", "", 190, "udp", 4, "192.168.50.11", "192.168.50.12", summary="WireGuard handshake initiation")
+    handshake = Packet(
+        "", "", 190, "udp", 4, "192.168.50.11", "192.168.50.12", summary="WireGuard handshake initiation"
+    )
     rows = [["node/n1", "output", "192.168.50.11", "192.168.50.12", 17, 2]]
     others = [Journey(2, (Hop(0, 0, "node/n1", "eth0", "out", handshake),))]
     assert passes(rows, [request(1, "10.0.0.1", tunnel=wireguard)], others) == {"node/n1": {"output": 1}}
