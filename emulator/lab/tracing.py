@@ -28,27 +28,19 @@ def sort_journeys(
             replies.append(journey)
         else:
             others.append(journey)
-    if answer.result.sent == 1 and answer.result.local_port:
-        requests, strangers = _of_port(requests, "source_port", answer.result.local_port)
-        replies, more = _of_port(replies, "target_port", answer.result.local_port)
-        others = sorted([*others, *strangers, *more], key=lambda journey: journey.hops[0].time)
+    port = answer.result.local_port if answer.result.sent == 1 else 0
+    # Others may talk between the same two: BIRD calls port 179 as a probe does. Where the sender's own rules have
+    # changed the port before the packet could be seen, it tells nothing.
+    if port and any(journey.hops[0].packet.source_port == port for journey in requests):
+        strangers = [journey for journey in requests if journey.hops[0].packet.source_port != port]
+        strangers += [journey for journey in replies if journey.hops[-1].packet.target_port != port]
+        requests = [journey for journey in requests if journey not in strangers]
+        replies = [journey for journey in replies if journey not in strangers]
+        others = sorted([*others, *strangers], key=lambda journey: journey.hops[0].time)
     if not replies:
         replies = [journey for journey in others if any(_answers(journey, request) for request in requests)]
         others = [journey for journey in others if journey not in replies]
     return requests, replies, tuple(others)
-
-
-def _of_port(journeys: list[Journey], field: str, port: int) -> tuple[list[Journey], list[Journey]]:
-    """Those of the probe's own port where it was sent, and others' between the same two (a daemon's, say).
-
-    All of them if none has it, as where the sender's own rules have changed the port before the packet could be seen.
-    """
-    own = [
-        journey
-        for journey in journeys
-        if getattr(journey.hops[0 if field == "source_port" else -1].packet, field) == port
-    ]
-    return (own, [journey for journey in journeys if journey not in own]) if own else (journeys, [])
 
 
 def _answers(journey: Journey, request: Journey) -> bool:

@@ -67,6 +67,9 @@ def test_others_between_the_same_two_are_told_by_their_port() -> None:
         for number, port in ((1, 40000), (2, 50000))
     )
     assert sort_journeys([birds, mine], answer) == ([mine], [], (birds,))
+    end = Packet("", "", 87, "tcp", 4, TARGET, POD, 64, source_port=179, target_port=50000)  # of BIRD's old connection
+    told = Journey(3, (Hop(2, 2, "pod/default/b", "eth0", "out", end), Hop(3, 3, "pod/default/a", "eth0", "in", end)))
+    assert sort_journeys([mine, told], answer) == ([mine], [], (told,))
     assert sort_journeys([birds], answer) == ([birds], [], ())  # translated before it was seen
 
 
