@@ -24,8 +24,8 @@ def command(
     from emulator.cluster.assemble import assemble
     from emulator.cluster.manifests import load
     from emulator.cluster.topology import load_topology
+    from emulator.cni.service_proxy import Beside
     from emulator.cni.styles import load_style, settle, with_proxy
-    from emulator.lab.proxies import Beside
     from emulator.plan import render
     from emulator.plan.build import build
 

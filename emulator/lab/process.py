@@ -20,7 +20,7 @@ from emulator.lab.records import Boot, LabStatus
 
 if TYPE_CHECKING:
     from emulator.cluster.model import Cluster, Topology
-    from emulator.lab.proxies import Beside
+    from emulator.cni.service_proxy import Beside
     from emulator.lab.runtime import Runtime
 
 STATUS_FD = "CNILAB_STATUS_FD"
@@ -99,6 +99,7 @@ def main() -> int:
 def _wire(boot: Boot, reporter: Reporter) -> Any:
     reporter.progress("starting")
     from emulator.cluster.addons import kubernetes_service
+    from emulator.cni.service_proxy import Beside
     from emulator.cni.styles import load_style, style_key
     from emulator.kernel.capabilities import probe_for_use
     from emulator.kernel.stand_ins import fitting
@@ -106,7 +107,6 @@ def _wire(boot: Boot, reporter: Reporter) -> Any:
     from emulator.lab.http_server import Server
     from emulator.lab.machinery import Machinery
     from emulator.lab.pods import substitutions
-    from emulator.lab.proxies import Beside
     from emulator.lab.proxy_watch import ProxyWatch
     from emulator.lab.runtime import Runtime
     from emulator.lab.verbs import Verbs

@@ -27,6 +27,7 @@ from emulator.cluster.service_cluster import with_endpoints
 from emulator.cluster.service_records import carried_over
 from emulator.cluster.service_rules import status_faults
 from emulator.cluster.workload_status import ROLLED, progress, workload_numbers
+from emulator.cni.service_proxy import Beside
 from emulator.cni.style import Style
 from emulator.errors import AlreadyExists, ApplyError, CnilabError, ManifestError, NotFound, Problem, UserError
 from emulator.lab.effective import learned_routes, without_nodes
@@ -42,7 +43,6 @@ from emulator.lab.objects import (
     with_status_of,
 )
 from emulator.lab.pods import served_by
-from emulator.lab.proxies import Beside
 from emulator.lab.service_store import made_here, service_deletes, service_puts
 from emulator.lab.store import Event, Object, Ref, Store, ref_of
 from emulator.lab.timers import Timers
