@@ -218,6 +218,7 @@ def test_on_delete_leaves_it_to_whoever_deletes(steps: Steps, kind: str) -> None
 
 def test_ordered_pods_are_made_one_after_another_and_parallel_ones_at_once(steps: Steps) -> None:
     assert len(steps.step(workload("StatefulSet", replicas=3, container=SLOW))) == 1
+    assert len(steps.again()) == 1
     assert len(steps.again(readiness={"default/web-0": True})) == 2
     parallel = workload("StatefulSet", replicas=3, container=SLOW, podManagementPolicy="Parallel")
     assert len(Steps().step(parallel)) == 3

@@ -117,6 +117,15 @@ def test_an_unchanged_service_is_the_same_record(cluster: Cluster) -> None:
     assert second["b"].cluster_ips == first["b"].cluster_ips
 
 
+def test_a_service_that_changes_does_not_lose_its_address_to_another(cluster: Cluster) -> None:
+    before = cluster.apply(service("a", type="NodePort"))["a"]
+    changed = service("a", type="NodePort", ports=[{"port": 81}])
+    subject, _, _ = cluster.refusal(service("b", clusterIP=before.cluster_ips[0]), changed)
+    assert subject == "Service default/b"
+    wish = service("b", type="NodePort", ports=[{"port": 80, "nodePort": before.ports[0].node_port}])
+    assert cluster.refusal(wish, changed)[0] == "Service default/b"
+
+
 def test_what_is_given_back_can_be_had_again(cluster: Cluster) -> None:
     address = cluster.apply(service("a"))["a"].cluster_ips[0]
     cluster.apply()

@@ -169,6 +169,16 @@ def test_the_last_endpoint_leaves_an_empty_slice_behind() -> None:
     assert [endpoint.pod for endpoint in again.endpoints] == ["default/b"]
 
 
+def test_endpoints_follow_a_node_that_goes_down_and_comes_back() -> None:
+    pods = (pod("a", "n0"), pod("b", "n1"))
+    controller = Controller(service(), service("db", selector={"app": "db"}))
+    first = controller.see(*pods)
+    second = controller.see(*pods, down=frozenset({"n1"}))
+    assert [endpoint.ready for endpoint in second[0].endpoints] == [True, False]
+    assert second[1] is first[1]
+    assert [endpoint.ready for endpoint in controller.see(*pods)[0].endpoints] == [True, True]
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     st.lists(
@@ -225,6 +235,26 @@ def test_auto_deals_endpoints_out_in_proportion(in_a: int, in_b: int, hints: dic
     (one,) = slices(*pods, services=(service(annotations=AUTO),))
     found = Counter((endpoint.zone, "".join(endpoint.zones)) for endpoint in one.endpoints)
     assert found == hints
+
+
+def test_auto_takes_from_each_zone_what_it_has_to_spare() -> None:
+    nodes = tuple(Node(f"n{zone}", ("192.0.2.1",), "eth0", 1500, labels={ZONE: zone}) for zone in "abc")
+    pods = tuple(pod(f"{zone}{number}", f"n{zone}") for zone in "ab" for number in range(3))
+    (one,) = endpoint_slices(Inputs((service(annotations=AUTO),), pods, nodes))
+    found = Counter((endpoint.zone, "".join(endpoint.zones)) for endpoint in one.endpoints)
+    assert found == {("a", "a"): 2, ("a", "c"): 1, ("b", "b"): 2, ("b", "c"): 1}
+
+
+def test_auto_counts_the_nodes_that_are_up() -> None:
+    pods = tuple(pod(name, node) for name, node in (("a", "n0"), ("b", "n2"), ("c", "n1"), ("d", "n3")))
+    controller = Controller(service(annotations=AUTO))
+    assert {endpoint.zones for endpoint in controller.see(*pods)[0].endpoints} == {("a",), ("b",)}
+    alone = tuple(pod(name, "n0") for name in "ab")
+    controller.see(*alone)
+    nodes = frozenset({"n1", "n3"})
+    assert {endpoint.zones for endpoint in controller.see(*alone, down=nodes)[0].endpoints} == {()}
+    hinted = {endpoint.zones for endpoint in controller.see(*alone)[0].endpoints}
+    assert hinted == {("a",), ("b",)}, "no pod is on the nodes that came back, and yet"
 
 
 def test_auto_gives_no_hints_if_a_node_has_no_zone() -> None:
