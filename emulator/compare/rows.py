@@ -169,7 +169,7 @@ def _source_seen(column: FlowColumn) -> Cell:
     sent = path.source_sent if path else ""
     if not sent or not seen:
         return Cell(seen)
-    return Cell(f"{seen}, its own", key="own") if sent == seen else Cell(seen, f"rewritten from {sent}")
+    return Cell(f"{seen}, its own", key="its own") if sent == seen else Cell(seen, f"rewritten from {sent}")
 
 
 def _target_seen(column: FlowColumn) -> Cell:

@@ -89,9 +89,12 @@ def _print_flow(out: _Printer, flow: FlowComparison, *, hops: bool) -> None:
         out.console.print(_table(out, flow))
     else:
         _print_groups(out, flow)
+    missing: dict[str, list[str]] = {}
     for column in flow.columns:
         if not column.result:
-            out.line(f"✗ {column.column.title}: {column.missing}", "bold red")
+            missing.setdefault(column.missing, []).append(column.column.title)
+    for reason, titles in missing.items():
+        out.line(f"✗ {', '.join(titles)}: {reason}", "bold red")
     if hops:
         for column in flow.columns:
             _print_ways(out, column)
@@ -116,7 +119,7 @@ def _print_groups(out: _Printer, flow: FlowComparison) -> None:
         out.line(f"✗ expectations not met under {', '.join(failed)}", "bold red")
     told: tuple[tuple[Cause, ...], ...] = ()
     for row in flow.rows:
-        if not row.differs:
+        if not row.differs or row.label == "expectations met":  # told above
             continue
         reasons = tuple(cell.because for cell in row.cells)
         again, told = reasons == told, reasons
