@@ -61,26 +61,39 @@ def endpoint_slices(
         return slices
     ours = [one for one in slices if one.made_by_us]
     theirs = slices[len(ours) :]
-    if now.services is not before.services or _nodes_differ(now, before) or now.given != before.given:
-        theirs = tuple(_given(now, {(one.namespace, one.name): one for one in theirs}))
-        stale: Sequence[Service] = now.services
-    else:
-        stale = _touched(now, before)
+    if now.services is not before.services or now.given != before.given:
+        theirs = tuple(_given(now, {(one.namespace, one.name): one for one in theirs}, before.given))
+    stale = _stale(now, before)
     if stale:
         keys = {service.key for service in stale}
-        old: defaultdict[str, list[EndpointSlice]] = defaultdict(list)
         names = {service.name for service in stale}
+        old: defaultdict[str, list[EndpointSlice]] = defaultdict(list)
         for one in ours:
             if one.service in names and (key := one.service_key) in keys:
                 old[key].append(one)
         made = _grouped(_made(now, stale, old, _taken(now.given)))
-        if stale is now.services:
-            ours = [one for service in now.services for one in made.get(service.key, ())]
-        else:
+        if now.services is before.services:
             ours = list(_spliced(ours, made))
+        else:
+            made = _grouped(ours) | made
+            ours = [one for service in now.services if service.selects for one in made.get(service.key, ())]
+    elif now.services is not before.services:
+        made = _grouped(ours)
+        ours = [one for service in now.services if service.selects for one in made.get(service.key, ())]
     result = (*ours, *theirs)
-    same = len(result) == len(slices) and all(one is other for one, other in zip(result, slices, strict=True))
+    same = len(result) == len(slices) and all(map(operator.is_, result, slices))
     return slices if same else result
+
+
+def _stale(now: Inputs, before: Inputs) -> Sequence[Service]:
+    """The Services whose endpoints may not be what they were."""
+    if _nodes_differ(now, before):
+        return now.services
+    touched = _touched(now, before)
+    if now.services is before.services:
+        return touched
+    known = {id(service) for service in before.services} - {id(service) for service in touched}
+    return [service for service in now.services if id(service) not in known]
 
 
 def _unchanged(now: Inputs, before: Inputs) -> bool:
@@ -353,14 +366,19 @@ def _place(thing: Object) -> tuple[str, str]:
     return thing["metadata"].get("namespace") or "default", thing["metadata"]["name"]
 
 
-def _given(now: Inputs, old: Mapping[tuple[str, str], EndpointSlice]) -> Iterator[EndpointSlice]:
-    """Slices that the user wrote, and those that mirror Endpoints objects of Services without selector."""
+def _given(
+    now: Inputs, old: Mapping[tuple[str, str], EndpointSlice], before: Iterable[Object] = ()
+) -> Iterator[EndpointSlice]:
+    """Slices that the user wrote, and those that mirror Endpoints objects of Services without selector. ``old`` are
+    those made of the objects ``before``."""
     if not now.given:
         return
+    same = {id(thing) for thing in before}
     selectorless = {(one.namespace, one.name) for one in now.services if not one.selects}
     for thing in now.given:
         if thing["kind"] == "EndpointSlice":
-            made = slice_record(thing)
+            made = old.get(_place(thing)) if id(thing) in same else None
+            made = made if made is not None else slice_record(thing)
             found = [made] if made is not None else []
         elif _place(thing) in selectorless:
             found = list(_mirrored(thing))

@@ -7,7 +7,6 @@ means is not decided here: the lab validates and reconciles before it commits.
 
 from __future__ import annotations
 
-import copy
 import itertools
 import threading
 import time
@@ -15,6 +14,8 @@ import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple, TypeAlias
+
+import msgspec
 
 Object: TypeAlias = dict[str, Any]
 
@@ -96,11 +97,11 @@ class Store:
             for ref in deletes:
                 gone = self._objects.pop(ref, None)
                 if gone is not None:
-                    events.append(self._record("DELETED", ref, copy.deepcopy(gone), gone))
+                    events.append(self._record("DELETED", ref, _copied(gone), gone))
             for given in puts:
                 ref = ref_of(given)
                 known = self._objects.get(ref)
-                obj = self._owned(copy.deepcopy(given))
+                obj = self._owned(_copied(given))
                 if known is not None and _same(known, obj):
                     continue
                 metadata = obj["metadata"]
@@ -157,6 +158,12 @@ class Store:
             for event in news:
                 since = event.version
                 yield event
+
+
+def _copied(obj: Object) -> Object:
+    """A deep copy; with ten thousand Services to write, ``copy.deepcopy`` is what takes the time."""
+    made: Object = msgspec.to_builtins(obj)
+    return made
 
 
 _SERVER_FIELDS = ("uid", "creationTimestamp", "generation", "resourceVersion", "managedFields")
