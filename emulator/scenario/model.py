@@ -279,7 +279,7 @@ def fault_wish(fault: Fault, style: str) -> FaultWish | None:
 
 
 def runs_under(limits: Sequence[str], style: str) -> bool:
-    """Whether a scenario with these ``styles`` makes sense under ``style``. An entry that ends in a colon, ``flannel:``,
+    """The value that holds for ``style``, or what it stands in for; None where the mapping does not speak of it."""
     means the style as it is without a mode, and none of its other modes."""
     plain = style.rpartition("+")[0] or style
     if not limits or f"{plain}:" in limits:
