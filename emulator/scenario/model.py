@@ -279,7 +279,7 @@ def fault_wish(fault: Fault, style: str) -> FaultWish | None:
 
 
 def runs_under(limits: Sequence[str], style: str) -> bool:
-    """The value that holds for ``style``, or what it stands in for; None where the mapping does not speak of it."""
+    """Whether a scenario with these ``styles`` makes sense under ``style``. An entry that ends in a colon, ``flannel:``,
     means the style as it is without a mode, and none of its other modes."""
     plain = style.rpartition("+")[0] or style
     if not limits or f"{plain}:" in limits:
@@ -288,7 +288,7 @@ def runs_under(limits: Sequence[str], style: str) -> bool:
 
 
 def for_style(value: Any, style: str) -> Any:
-    """The value that holds for ``style``, or for what it stands in for; None where the mapping does not speak of it."""
+    """The value that holds for ``style``, or what it stands in for; None where the mapping does not speak of it."""
     if not isinstance(value, dict):
         return value
     plain, plus, proxy = style.rpartition("+") if "+" in style else (style, "", "")
