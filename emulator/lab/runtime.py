@@ -34,16 +34,18 @@ from emulator.lab.effective import learned_routes, without_nodes
 from emulator.lab.machinery import Machinery, Side, readdressed
 from emulator.lab.objects import (
     SERVED_BY,
+    STATUSES,
     Deletion,
     as_given,
     condition_ready,
     namespace_object,
     not_ready,
     terminating,
+    with_numbers,
     with_status_of,
 )
 from emulator.lab.pods import served_by
-from emulator.lab.service_store import made_here, service_deletes, service_puts
+from emulator.lab.service_store import refs_made_here, service_deletes, service_puts
 from emulator.lab.store import Event, Object, Ref, Store, ref_of
 from emulator.lab.timers import Timers
 from emulator.plan.build import build
@@ -401,6 +403,7 @@ class Runtime:
         nodes = {node.name: node for node in cluster.nodes if node.name in changed}
         puts = [self._node_object(node) for node in nodes.values()]
         puts += [self._pod_object(pod, nodes[pod.node]) for pod in cluster.pods if pod.node in nodes]
+        puts += self._workloads(cluster, self._given)
         puts += service_puts(before, cluster, self._given.keys())
         self.store.commit(puts, service_deletes(before, cluster, self._given.keys()))
         self._advance()
@@ -456,6 +459,8 @@ class Runtime:
         """Take the further steps of rollouts, as far as none of them has to wait for a pod to be ready or gone."""
         for _ in range(10 + 4 * len(self.current.pods)):
             before = self.current
+            if not before.rolling:
+                self.stuck = ""
             if not before.rolling or self.broken:
                 return
             try:
@@ -629,11 +634,15 @@ class Runtime:
             if had.get(name) != labels or before.get(ref) != given.get(ref):
                 puts.append(namespace_object(name, labels, given.get(ref)))
         deletes += [Ref("", NAMESPACE_KIND, "", name) for name in had if name not in cluster.namespaces]
-        puts += [
-            obj
+        fresh = {
+            ref: obj
             for ref, obj in given.items()
-            if before.get(ref) is not obj and ref.kind not in (NAMESPACE_KIND, POD_KIND) and not made_here(ref, cluster)
-        ]
+            if before.get(ref) is not obj and ref.kind not in (NAMESPACE_KIND, POD_KIND, *STATUSES)
+        }
+        ours = refs_made_here(cluster) if fresh else ()
+        puts += [obj for ref, obj in fresh.items() if ref not in ours]
+        if old is None or cluster.pods != old.pods or before != given:
+            puts += self._workloads(cluster, given)
         puts += service_puts(old, cluster, given.keys())
         deletes += service_deletes(old, cluster, given.keys())
         known_nodes = {node.name: node for node in old.nodes} if old is not None else {}
@@ -649,6 +658,10 @@ class Runtime:
                 puts.append(self._pod_object(pod, nodes[pod.node], given.get(ref)))
         deletes += [Ref("", POD_KIND, pod.namespace, pod.name) for pod in known_pods.values()]
         return self.store.commit(puts, deletes)
+
+    @staticmethod
+    def _workloads(cluster: Cluster, given: Mapping[Ref, Object]) -> Iterator[Object]:
+        return with_numbers([obj for ref, obj in given.items() if ref.kind in STATUSES], cluster)
 
     def _node_object(self, node: Node) -> Object:
         obj = node_object(node)

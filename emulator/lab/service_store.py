@@ -73,14 +73,12 @@ def service_deletes(old: Cluster | None, now: Cluster, given: Collection[Ref]) -
                 yield ref
 
 
-def made_here(ref: Ref, cluster: Cluster) -> bool:
-    """Whether the store's object is ours to write, though a user may have given one: a Service is completed, and the
-    Endpoints object of a Service with selector is the controller's."""
-    if (ref.group, ref.kind) == ("", SERVICE):
-        return True
-    if (ref.group, ref.kind) != ("", ENDPOINTS):
-        return False
-    return any(one.selects and (one.namespace, one.name) == (ref.namespace, ref.name) for one in cluster.services)
+def refs_made_here(cluster: Cluster) -> set[Ref]:
+    """The objects that are ours to write though a user may have given them: a Service is completed, and the Endpoints
+    object of a Service with selector is the controller's."""
+    made = {Ref("", SERVICE, one.namespace, one.name) for one in cluster.services}
+    made |= {Ref("", ENDPOINTS, one.namespace, one.name) for one in cluster.services if one.selects}
+    return made
 
 
 def _ref(one: EndpointSlice) -> Ref:
