@@ -17,6 +17,7 @@ from emulator.cluster import validation
 from emulator.cluster.decode import Fault
 from emulator.cluster.kinds import INITIAL_NAMESPACES, Kind, kind_of
 from emulator.cluster.manifest_files import Given, expanded, parse_manifests, read_manifests
+from emulator.cluster.network_policy_rules import network_policy_faults
 from emulator.cluster.schema import KindEntry, field_faults, kubernetes_release, upstream_kind
 from emulator.cluster.service_rules import service_faults
 from emulator.cluster.workload_rules import annotation_faults, label_faults, workload_faults
@@ -146,6 +147,7 @@ def _checked(given: Iterable[Given], problems: list[Problem], namespaces: Iterab
 def _rule_faults(thing: Object) -> Iterator[Fault]:
     yield from workload_faults(thing)
     yield from service_faults(thing)
+    yield from network_policy_faults(thing)
 
 
 def _well_formed(one: Given, problems: list[Problem]) -> Object | None:

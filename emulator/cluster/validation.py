@@ -227,6 +227,16 @@ def parse_cidr(text: str) -> Network:
     return network
 
 
+def network_around(address: IPAddress, length: int) -> Network:
+    """The network of that prefix length that the address is in. Raises ValueError for a length that it cannot have."""
+    return ipaddress.ip_network(f"{address}/{length}", strict=False)
+
+
+def is_within(part: Network, whole: Network) -> bool:
+    """Whether all of a network lies in another of the same family."""
+    return part.version == whole.version and part.subnet_of(whole)  # type: ignore[arg-type]
+
+
 def shown(value: Any) -> str:
     """A value as it is quoted in a message: JSON, cut to a length that a terminal bears."""
     try:

@@ -86,7 +86,7 @@ def _controller_faults(kind: str, spec: Mapping | None) -> Iterator[Fault]:
         return
     yield from _not_negative(spec, "spec", ("replicas", "minReadySeconds", "revisionHistoryLimit"))
     selector = spec["selector"]
-    yield from _selector_faults(selector, "spec.selector")
+    yield from selector_faults(selector, "spec.selector")
     if not selector.get("matchLabels") and not selector.get("matchExpressions"):
         yield "spec.selector", validation.invalid(selector, f"empty selector is invalid for {kind.lower()}")
     field, allowed = STRATEGIES.get(kind, UPDATE_STRATEGY)
@@ -127,7 +127,8 @@ def _template_faults(template: Mapping, path: str, claims: Iterable[str]) -> Ite
     yield from _pod_spec_faults(template.get("spec"), f"{path}.spec", claims)
 
 
-def _selector_faults(selector: Mapping, path: str) -> Iterator[Fault]:
+def selector_faults(selector: Mapping, path: str) -> Iterator[Fault]:
+    """A label selector: keys, values, operators (apimachinery meta/v1/validation ValidateLabelSelector)."""
     yield from label_faults(selector.get("matchLabels"), f"{path}.matchLabels")
     for index, requirement in enumerate(selector.get("matchExpressions") or ()):
         place, operator = f"{path}.matchExpressions[{index}]", requirement["operator"]
@@ -141,6 +142,9 @@ def _selector_faults(selector: Mapping, path: str) -> Iterator[Fault]:
         elif operator in ("Exists", "DoesNotExist") and values:
             reason = validation.forbidden("may not be specified when `operator` is 'Exists' or 'DoesNotExist'")
             yield f"{place}.values", reason
+        for number, value in enumerate(values):
+            for reason in validation.faults_of_label_value(value):
+                yield f"{place}.values[{number}]", validation.invalid(value, reason)
 
 
 def _pod_spec_faults(spec: Mapping | None, path: str, claims: Iterable[str]) -> Iterator[Fault]:

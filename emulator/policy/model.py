@@ -66,7 +66,7 @@ Selector = LabelSelector | Expression
 EVERYTHING = LabelSelector()
 
 
-class PodSet(msgspec.Struct, frozen=True, omit_defaults=True):
+class PodSet(msgspec.Struct, frozen=True, omit_defaults=True, cache_hash=True):
     """Pods, told by conditions that all hold; one that is not given (None, or empty) does not restrict.
 
     ``namespace`` is the name of the only namespace that they are in, ``namespaces`` selects namespaces by their
@@ -176,7 +176,7 @@ KUBERNETES_TIERS = (
 )
 
 
-class Policy(msgspec.Struct, frozen=True, omit_defaults=True):
+class Policy(msgspec.Struct, frozen=True, omit_defaults=True, cache_hash=True):
     """A policy object. ``ingress`` and ``egress`` are None where it does not apply to that direction; no rules at all
     (``()``) where it applies and lets nothing pass. ``namespace`` is empty for kinds of the whole cluster.
     ``order`` ascends within its tier, None is last."""
