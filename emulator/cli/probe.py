@@ -70,7 +70,8 @@ def describe(answer: Any) -> str:
     """One line for people."""
     result = answer.result
     port = f":{answer.port}" if answer.port else ""
-    text = f"{answer.source} → {answer.target} ({answer.address}{port}, {answer.protocol}): {result.verdict}"
+    address = f"{answer.address or '?'}{port}" if answer.address or port else "?"
+    text = f"{answer.source} → {answer.target} ({address}, {answer.protocol}): {result.verdict}"
     if result.answered_by:
         text += f" by {result.answered_by}"
     if result.source_seen:

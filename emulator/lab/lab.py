@@ -392,10 +392,12 @@ class Stream:
         self._lab = lab
         self._wish = {"probe": request, "rate": rate}
         self._id = ""
+        self.target = self.address = ""  # what the name in the request came to
         self.result = StreamReport(id="", sent=0, received=0, duration=0.0)
 
     def __enter__(self) -> Stream:
-        self._id = self._lab.client.call("POST", f"{BASE}/streams", self._wish)["id"]
+        started = self._lab.client.call("POST", f"{BASE}/streams", self._wish)
+        self._id, self.target, self.address = started["id"], started["target"], started["address"]
         return self
 
     def __exit__(self, *_exc: object) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import msgspec
 
 from emulator.cluster.model import Cluster, Machine, Pod
-from emulator.dns.resolv_conf import Resolvers, parse
+from emulator.dns.resolv_conf import ResolvConf, Resolvers, parse
 from emulator.errors import CnilabError, NotFound, UserError
 from emulator.kernel.applier import Applier
 from emulator.kernel.commands import Command, PodCommands
@@ -249,8 +249,16 @@ class Machinery:
         from emulator.dns.resolver import resolve  # rarely asked for: `up` must not wait for its import
 
         files = entry_files(place.pod, self.dns.resolvers) if place.pod is not None else {}
-        conf = parse(files[RESOLV_CONF]) if RESOLV_CONF in files else self.dns.resolvers.node
+        conf = self._resolv_conf(files)
         return resolve(name, netns_path(place.ns), conf, families=families, hosts=files.get("/etc/hosts", ""))
+
+    def name_servers(self, place: Place) -> tuple[str, ...]:
+        """Whom the programs of a pod or machine ask."""
+        files = entry_files(place.pod, self.dns.resolvers) if place.pod is not None else {}
+        return self._resolv_conf(files).nameservers
+
+    def _resolv_conf(self, files: Mapping[str, str]) -> ResolvConf:
+        return parse(files[RESOLV_CONF]) if RESOLV_CONF in files else self.dns.resolvers.node
 
     # Faults
 

@@ -2,14 +2,17 @@
 
 A bare name means a pod of namespace ``default`` first, then a machine of the topology; a prefix (``pod/``, ``node/``,
 ``host/``, ``router/``, ``service/``) or a namespace says which, where two share it. ``lb/web`` is the address that a
-load balancer gave to the Service ``web``.
+load balancer gave to the Service ``web``. As a target, what holds a dot and is none of these is a DNS name, and
+``dns/web`` always is: whoever asks resolves it.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import NamedTuple
 
+from emulator.cluster.coredns import CLUSTER_DOMAIN
 from emulator.cluster.model import Cluster, Machine, Pod
 from emulator.cluster.services import Service, ServicePort
 from emulator.errors import NotFound, UserError
@@ -17,11 +20,16 @@ from emulator.errors import NotFound, UserError
 PODS = ("pod", "pods", "po")
 SERVICES = ("service", "services", "svc")
 BALANCERS = ("lb", "loadbalancer")
+DNS = "dns"
+
+_DNS_NAME = re.compile(r"(?=.{1,254}$)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_][A-Za-z0-9_-]{0,62})*\.?")
+_OF_SERVICE = re.compile(rf"([^.]+)\.([^.]+)\.svc(\.{re.escape(CLUSTER_DOMAIN)})?\.?", re.IGNORECASE)
 
 
 class Place(NamedTuple):
     """Somewhere traffic starts or ends. ``ns`` is empty for a bare address and for a Service; ``label`` is for people.
-    ``port`` is the name of the Service's port, where the text named one."""
+    ``port`` is the name of the Service's port, where the text named one. ``name`` is a DNS name, of which only who asks
+    for it gets to know the addresses."""
 
     label: str
     ns: str
@@ -30,6 +38,7 @@ class Place(NamedTuple):
     machine: Machine | None = None
     service: Service | None = None
     port: str = ""
+    name: str = ""
 
 
 def split_port(text: str) -> tuple[str, int]:
@@ -85,6 +94,24 @@ def resolve(cluster: Cluster, text: str) -> Place:
     raise NotFound(f"there is no pod or machine {text!r} in this lab", hint=_near(cluster, text))
 
 
+def resolve_target(cluster: Cluster, text: str) -> Place:
+    """What ``text`` names as the target of a request: as :func:`resolve`, or a DNS name. Raises NotFound, UserError."""
+    head, slash, rest = text.partition("/")
+    if slash and head == DNS:
+        if not _is_dns_name(rest):
+            raise UserError(
+                f"{rest!r} is no DNS name", hint="labels of 1 to 63 letters, digits, - and _, with dots between"
+            )
+        return _at_name(cluster, rest)
+    try:
+        return resolve(cluster, text)
+    except NotFound:
+        # An address with a mistake in it is no name: the last label of one is never a number
+        if "." not in text or not _is_dns_name(text) or text.rstrip(".").rpartition(".")[2].isdigit():
+            raise
+    return _at_name(cluster, text)
+
+
 def service_port(place: Place, port: int, protocol: str) -> ServicePort:
     """The port of the Service at ``place`` that a request means: of that number, of the name in the text, or the only
     one. Raises UserError with those that there are."""
@@ -138,6 +165,18 @@ def _machine(cluster: Cluster, name: str) -> Machine | None:
 
 def _at_pod(pod: Pod) -> Place:
     return Place(f"pod/{pod.key}", pod.ns, pod.addresses, pod=pod)
+
+
+def _is_dns_name(text: str) -> bool:
+    return _DNS_NAME.fullmatch(text) is not None
+
+
+def _at_name(cluster: Cluster, name: str) -> Place:
+    """A DNS name; with the Service of which it is the one by the Kubernetes DNS specification, if there is one."""
+    spelt = _OF_SERVICE.fullmatch(name)
+    wanted = (spelt[2].lower(), spelt[1].lower()) if spelt else None
+    service = next((each for each in cluster.services if (each.namespace, each.name) == wanted), None)
+    return Place(name, "", (), service=service, name=name)
 
 
 def _at_service(cluster: Cluster, text: str, rest: str, *, balanced: bool) -> Place:

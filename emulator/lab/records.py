@@ -80,9 +80,23 @@ class ProbeRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     allow_fragments: bool = False
 
 
+class Lookup(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the sender's own resolver made of a DNS name, by packets: ``emulator.dns.resolver.Resolution`` for records.
+    ``tried`` are the full names asked for, each with its outcome; ``questions`` the packets that asked, in ``seconds``.
+    """
+
+    name: str
+    addresses: tuple[str, ...] = ()
+    failure: str = ""
+    tried: tuple[tuple[str, str], ...] = ()
+    questions: int = 0
+    seconds: float = 0.0
+
+
 class ProbeAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     """A probe's result with its names resolved. ``source_ns`` and ``target_ns`` are namespaces of the plan
-    (``target_ns`` empty for an address that nothing in the lab owns)."""
+    (``target_ns`` empty for an address that nothing in the lab owns). ``lookup`` is there if the target was a DNS name;
+    without an ``address`` it could not be resolved, and nothing else was sent."""
 
     source: str
     target: str
@@ -92,6 +106,7 @@ class ProbeAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     protocol: Protocol
     port: int
     result: ProbeResult
+    lookup: Lookup | None = None
 
     @property
     def reached(self) -> bool:

@@ -19,8 +19,9 @@ from emulator.cluster.model import Cluster
 from emulator.errors import NotFound, UserError
 from emulator.lab import faults
 from emulator.lab.api import Stream, Verb
+from emulator.lab.lookups import Way, ways
 from emulator.lab.machinery import Machinery
-from emulator.lab.names import Place, common_address, resolve, service_port
+from emulator.lab.names import Place, resolve, resolve_target, service_port
 from emulator.lab.records import (
     CaptureStats,
     Entry,
@@ -33,7 +34,7 @@ from emulator.lab.runtime import Outcome, Runtime
 from emulator.lab.store import Ref
 from emulator.plan.model import Daemon, Link, Plan, Veth
 from emulator.plan.render import as_json
-from emulator.traffic.model import InjectionReport, Probe, Protocol, StreamReport
+from emulator.traffic.model import InjectionReport, Probe, ProbeResult, Protocol, StreamReport
 
 PCAPNG = "application/x-pcapng"
 
@@ -182,31 +183,36 @@ class Verbs:
 
     def _probe(self, _path: Any, _query: Any, body: Any) -> list[ProbeAnswer]:
         requests = [self._settled(request) for request in _typed(body, list[ProbeRequest])]
-        places = [self._places(request) for request in requests]
-        probes = []
-        for request, (source, _target, address) in zip(requests, places, strict=True):
-            probes.append(self._as_probe(request, source, address, f"p{next(self._numbers)}"))
-        results = self._machinery.traffic.probe(probes)
-        answers = []
-        for request, (source, target, address), result in zip(requests, places, results, strict=True):
-            answers.append(
-                ProbeAnswer(
-                    source=source.label,
-                    target=target.label,
-                    source_ns=source.ns,
-                    target_ns=target.ns or self._owner(address),
-                    address=address,
-                    protocol=request.protocol or "icmp",
-                    port=request.port,
-                    result=result,
-                )
+        found = self._ways(requests)
+        probes = {
+            index: self._as_probe(request, way, f"p{next(self._numbers)}")
+            for index, (request, way) in enumerate(zip(requests, found, strict=True))
+            if way.address
+        }
+        results = dict(zip(probes, self._machinery.traffic.probe(list(probes.values())), strict=True))
+        return [
+            ProbeAnswer(
+                source=way.source.label,
+                target=way.target.label,
+                source_ns=way.source.ns,
+                target_ns=way.target.ns or self._owner(way.address),
+                address=way.address,
+                protocol=request.protocol or "icmp",
+                port=request.port,
+                result=results.get(index) or _unresolved(way),
+                lookup=way.lookup,
             )
-        return answers
+            for index, (request, way) in enumerate(zip(requests, found, strict=True))
+        ]
 
     def _settled(self, request: ProbeRequest) -> ProbeRequest:
         """The request with the protocol and port that its target decides about."""
-        target = resolve(self._runtime.current, request.target)
-        if target.service is not None and (request.protocol != "icmp" or target.port):
+        target = resolve_target(self._runtime.current, request.target)
+        if target.name:
+            by_service = not request.port and target.service is not None and bool(target.service.cluster_ips)
+        else:
+            by_service = target.service is not None
+        if by_service and (request.protocol != "icmp" or target.port):
             port = service_port(target, request.port, request.protocol)
             protocol = _PROBED.get(port.protocol)
             if protocol is None:
@@ -216,26 +222,29 @@ class Verbs:
             return msgspec.structs.replace(request, protocol="tcp" if request.port else "icmp")
         return request
 
-    def _places(self, request: ProbeRequest) -> tuple[Place, Place, str]:
+    def _ways(self, requests: list[ProbeRequest]) -> list[Way]:
         cluster = self._runtime.current
-        source, target = resolve(cluster, request.source), resolve(cluster, request.target)
-        if not source.ns:
-            raise UserError(f"{request.source!r}: packets can only be sent from a pod or a machine of the lab")
-        self._check_up(source)
-        if request.protocol != "icmp" and not request.port:
-            raise UserError(f"a {request.protocol} probe to {request.target!r} needs a port", hint="TO:PORT")
-        return source, target, common_address(source, target, request.family)
+        wanted = []
+        for request in requests:
+            source, target = resolve(cluster, request.source), resolve_target(cluster, request.target)
+            if not source.ns:
+                raise UserError(f"{request.source!r}: packets can only be sent from a pod or a machine of the lab")
+            self._check_up(source)
+            if request.protocol != "icmp" and not request.port:
+                raise UserError(f"a {request.protocol} probe to {request.target!r} needs a port", hint="TO:PORT")
+            wanted.append((source, target, request))
+        return ways(self._machinery, wanted)
 
     def _check_up(self, place: Place) -> None:
         node = place.pod.node if place.pod is not None else place.machine.name if place.machine is not None else ""
         if node in self._runtime.down_nodes:
             raise UserError(f"{place.label}: node {node} is down", hint="the fault node-return brings it back")
 
-    def _as_probe(self, request: ProbeRequest, source: Place, address: str, name: str) -> Probe:
+    def _as_probe(self, request: ProbeRequest, way: Way, name: str) -> Probe:
         return Probe(
             id=name,
-            netns=self._machinery.netns(source.ns),
-            target=address,
+            netns=self._machinery.netns(way.source.ns),
+            target=way.address,
             protocol=request.protocol or "icmp",
             port=request.port,
             count=request.count,
@@ -263,10 +272,12 @@ class Verbs:
         if not 0 < wish.rate <= 10_000:
             raise UserError(f"a stream of {wish.rate:g} requests a second is not possible", hint="1 to 10000")
         request = self._settled(wish.probe)
-        source, _target, address = self._places(request)
+        (way,) = self._ways([request])
+        if not way.address:
+            raise UserError(way.why)
         name = f"s{next(self._numbers)}"
-        self._machinery.traffic.stream_start(name, self._as_probe(request, source, address, name), wish.rate)
-        return {"id": name}
+        self._machinery.traffic.stream_start(name, self._as_probe(request, way, name), wish.rate)
+        return {"id": name, "target": way.target.label, "address": way.address}
 
     def _stop_stream(self, path: dict[str, str], _query: Any, _body: Any) -> StreamReport:
         return self._machinery.traffic.stream_stop(path["id"])
@@ -428,6 +439,11 @@ def _rewritten(cluster: Cluster, old: str, new: str) -> str:
         return _address(cluster, new, ipaddress.ip_address(old).version)
     except ValueError:
         return new  # MAC addresses
+
+
+def _unresolved(way: Way) -> ProbeResult:
+    """What comes of a request to a name without an address: nothing was sent but questions."""
+    return ProbeResult(id="", verdict="unreachable", sent=0, received=0, detail=way.why)
 
 
 def _outcome(outcome: Outcome) -> dict[str, str]:

@@ -18,6 +18,7 @@ from emulator.traffic.model import StreamReport
 
 ANY_HOPS = "..."
 NOTHING = "no packet seen"
+DNS_PORT = 53
 
 
 def flow_checks(
@@ -28,9 +29,10 @@ def flow_checks(
     requests: Sequence[Journey],
     pieces: int,
     replies: Sequence[Journey] = (),
+    others: Sequence[Journey] = (),
 ) -> tuple[Check, ...]:
     """Each expectation that speaks of ``style``, in the order of the fields. ``pieces`` is what :func:`fragments`
-    says of the requests."""
+    says of the requests; ``others`` is what else was seen meanwhile."""
     wanted = {name: for_style(getattr(expect, name), style) for name in expect.__struct_fields__}
     first = requests[0] if requests else None
     checks = []
@@ -59,6 +61,9 @@ def flow_checks(
         elif name == "takes_at_least":
             took = median(answer.result.times) / 1000 if answer.result.times else 0.0
             observed, met = f"{took:.1f}", took >= float(value)
+        elif name == "questions":
+            observed = str(sum(_is_question(each, answer.source_ns) for each in others))
+            met = _equal(value, observed)
         elif name == "fragments":
             observed = str(pieces)
             met = _equal(value, observed)
@@ -67,6 +72,12 @@ def flow_checks(
             met = first is not None and _equal(value, observed)
         checks.append(Check(text=f"{_field(name)}: {_written(value)}", observed=observed, met=met))
     return tuple(checks)
+
+
+def _is_question(journey: Journey, asker: str) -> bool:
+    first = journey.hops[0]
+    asks = first.packet.protocol == "udp" and first.packet.target_port == DNS_PORT
+    return asks and (first.ns, first.direction) == (asker, "out")
 
 
 def stream_checks(expect: StreamExpect, style: str, result: StreamReport) -> tuple[Check, ...]:

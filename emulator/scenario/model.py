@@ -36,8 +36,9 @@ class Expect(_Strict, frozen=True):
     ``fragments``: how many packets the most split request travels as (1: whole). ``answered_by`` may hold ``*``.
     ``client_seen``: the client's address as the answering server saw it, spelt as ``source``. ``servers``: how many
     different servers answered. ``rules``: texts of which each must be in the rule or route that explains some hop of
-    the request, and ``reply_rules`` of the reply. ``takes_at_least``: ms, of the median round trip; a
-    lower bound only, since a busy machine makes anything slow.
+    the request, and ``reply_rules`` of the reply. ``questions``: DNS questions that were seen leaving the sender for
+    the sake of this flow. ``takes_at_least``: ms, of the median round trip; a lower bound only, since a busy machine
+    makes anything slow.
     """
 
     verdict: PerStyleText | None = None
@@ -56,6 +57,7 @@ class Expect(_Strict, frozen=True):
     servers: PerStyleNumber | None = None
     rules: PerStyleList | None = None
     reply_rules: PerStyleList | None = None
+    questions: PerStyleNumber | None = None
 
 
 class StreamExpect(_Strict, frozen=True):
@@ -105,8 +107,8 @@ class Stream(_Request, frozen=True, kw_only=True):
 
 class Fault(_Strict, frozen=True):
     """Something breaks, or is mended; which fields a kind has, and what they mean, is told by
-    ``emulator.lab.faults``. ``device``, ``value``, ``name``, ``port`` and ``table`` may differ by style; where a mapping
-    does not speak of a style, nothing breaks under it."""
+    ``emulator.lab.faults``. ``device``, ``value``, ``name``, ``port`` and ``table`` may differ by style; where a
+    mapping does not speak of a style, nothing breaks under it."""
 
     kind: FaultKind
     target: str
@@ -279,8 +281,8 @@ def fault_wish(fault: Fault, style: str) -> FaultWish | None:
 
 
 def runs_under(limits: Sequence[str], style: str) -> bool:
-    """Whether a scenario with these ``styles`` makes sense under ``style``. An entry that ends in a colon, ``flannel:``,
-    means the style as it is without a mode, and none of its other modes."""
+    """Whether a scenario with these ``styles`` makes sense under ``style``. An entry that ends in a colon,
+    ``flannel:``, means the style as it is without a mode, and none of its other modes."""
     plain = style.rpartition("+")[0] or style
     if not limits or f"{plain}:" in limits:
         return True

@@ -6,7 +6,7 @@ Pods come and go with ``apply``, ``delete`` and ``churn``; a name is right if it
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from typing import Any
 
@@ -19,7 +19,7 @@ from emulator.cni.styles import load_style
 from emulator.errors import InputError, NotFound, Problem, ScenarioError, TopologyError, Unsupported, UserError
 from emulator.kernel.capabilities import require
 from emulator.lab.faults import PLANNED
-from emulator.lab.names import Place, common_address, resolve
+from emulator.lab.names import Place, common_address, resolve, resolve_target
 from emulator.lab.store import ref_of
 from emulator.scenario.load import Loaded, walk
 from emulator.scenario.model import Bgp, Flow, Replay, Routes, Send, Step, Stream, Wait
@@ -89,7 +89,8 @@ def _faults(where: str, step: Step, clusters: list[Cluster]) -> Iterator[tuple[s
     if isinstance(wish, Flow | Stream | Wait | Send | Replay):
         ends = {}
         for field, name in (("from", wish.source), ("to", wish.target)):
-            found = _found(name, clusters)
+            asks = field == "to" and isinstance(wish, Flow | Stream | Wait)  # of the others nobody looks names up
+            found = _found(name, clusters, resolve_target if asks else resolve)
             if isinstance(found, str):
                 yield f"{where}.{kind}.{field}", found
             else:
@@ -126,12 +127,12 @@ def _faults(where: str, step: Step, clusters: list[Cluster]) -> Iterator[tuple[s
             yield f"{where}.{kind}.target", f"{wish.target!r} is not a pod"
 
 
-def _found(name: str, clusters: list[Cluster]) -> Place | str:
+def _found(name: str, clusters: list[Cluster], finds: Callable[[Cluster, str], Place] = resolve) -> Place | str:
     """The place, as it first exists, or why there is none."""
     reason = ""
     for cluster in clusters:
         try:
-            return resolve(cluster, name)
+            return finds(cluster, name)
         except NotFound as error:
             reason = f"{error.message.removesuffix(' in this lab')}; {error.hint}"
         except UserError as error:
@@ -142,6 +143,8 @@ def _found(name: str, clusters: list[Cluster]) -> Place | str:
 def _apart(source: Place, target: Place, family: int) -> str:
     if any(place.pod is not None and not place.addresses for place in (source, target)):
         return ""  # CNI plugins will say which addresses their pods have
+    if target.name:
+        return ""  # and DNS, which addresses a name has
     try:
         common_address(source, target, family)
     except UserError as error:

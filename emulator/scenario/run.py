@@ -21,6 +21,7 @@ from emulator.cni.styles import style_key
 from emulator.compare.records import FlowJourney, FlowResult, StyleMeta
 from emulator.errors import CnilabError, UserError
 from emulator.lab.lab import Capture, Lab
+from emulator.lab.lab import Stream as LabStream
 from emulator.lab.records import ProbeAnswer, ProbeRequest
 from emulator.lab.tracing import sort_journeys
 from emulator.plan.model import Plan
@@ -30,7 +31,7 @@ from emulator.scenario.load import Loaded
 from emulator.scenario.looks import look_at_routes, look_at_session
 from emulator.scenario.model import Churn, Flow, Replay, Send, Step, Stream, Wait, fault_wish, rollout_target
 from emulator.scenario.preflight import preflight
-from emulator.traffic.model import InjectionReport, ProbeResult, StreamReport
+from emulator.traffic.model import InjectionReport, ProbeResult
 
 Progress = Callable[[str], None]
 
@@ -98,7 +99,7 @@ class _Runner:
         self._style = style
         self._sent: list[Sent] = []
         self._starts: list[int] = []  # ns since the epoch at which a step began to send
-        self._streams: list[tuple[Stream, StreamReport, ProbeRequest]] = []
+        self._streams: list[tuple[Stream, LabStream, ProbeRequest]] = []
         self._looks: list[FlowResult] = []
         self._plan = lab.plan()
         self._cluster = lab.cluster()
@@ -183,7 +184,7 @@ class _Runner:
         request = _request(stream)
         with self._lab.stream(request, stream.rate) as running:
             self.steps(stream.during)
-        self._streams.append((stream, running.result, request))
+        self._streams.append((stream, running, request))
 
     def _wait(self, wait: Wait) -> None:
         time.sleep(wait.seconds)
@@ -287,13 +288,13 @@ class _Runner:
             answered_by=result.answered_by,
             source_seen=peer_address(result.source_seen),
             detail=result.detail,
-            checks=flow_checks(step.expect, self._style, sent.cluster, answer, requests, pieces, replies),
+            checks=flow_checks(step.expect, self._style, sent.cluster, answer, requests, pieces, replies, others),
             hook_passes=passes(sent.meter, requests, others),
             pod_mtu=_mtu(sent.plan, answer.source_ns),
         )
 
-    def _stream_result(self, scenario: str, stream: Stream, result: StreamReport, request: ProbeRequest) -> FlowResult:
-        source, target = self._lab.resolve(request.source), self._lab.resolve(request.target)
+    def _stream_result(self, scenario: str, stream: Stream, ran: LabStream, request: ProbeRequest) -> FlowResult:
+        source, result = self._lab.resolve(request.source), ran.result
         lost = result.sent - result.received
         return FlowResult(
             scenario=scenario,
@@ -301,9 +302,9 @@ class _Runner:
             flow=stream.id,
             title=stream.title or f"{stream.source} → {stream.target}, {stream.rate:g}/s",
             source=source.label,
-            target=target.label,
+            target=ran.target,
             source_ns=source.ns,
-            target_address=target.addresses[0],
+            target_address=ran.address,
             protocol=stream.protocol,
             verdict="delivered" if result.received else "dropped",
             port=stream.port,

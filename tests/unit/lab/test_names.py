@@ -7,7 +7,7 @@ import pytest
 from emulator.cluster.model import Cluster, Interface, Machine, Pod, Topology
 from emulator.cluster.services import Ingress, Service, ServicePort
 from emulator.errors import NotFound, UserError
-from emulator.lab.names import common_address, resolve, service_port, split_port
+from emulator.lab.names import common_address, resolve, resolve_target, service_port, split_port
 
 
 def machine(name: str, kind: str, *addresses: str) -> Machine:
@@ -163,3 +163,39 @@ def test_common_address_prefers_the_targets_first_and_respects_families() -> Non
     assert common_address(dual, dual, 6) == "fd00::2"
     with pytest.raises(UserError, match="no common IPv6"):
         common_address(four, dual, 6)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "service"),
+    [
+        ("web.default.svc", "web.default.svc", "default/web"),
+        ("CART.shop.svc.cluster.local.", "CART.shop.svc.cluster.local.", "shop/cart"),
+        ("web.default.svc.example", "web.default.svc.example", ""),
+        ("nobody.default.svc", "nobody.default.svc", ""),
+        ("www.example.com", "www.example.com", ""),
+        ("web.", "web.", ""),
+        ("_http._tcp.web", "_http._tcp.web", ""),
+        ("dns/web", "web", ""),
+        ("dns/web-0", "web-0", ""),
+    ],
+)
+def test_dns_names_are_targets(text: str, name: str, service: str) -> None:
+    place = resolve_target(CLUSTER, text)
+    assert (place.name, place.label, place.ns, place.addresses) == (name, name, "", ())
+    assert (place.service.key if place.service is not None else "") == service
+
+
+@pytest.mark.parametrize("text", ["web", "web-0", "n1", "shop/cart", "service/web", "10.244.1.2", "lb/shop/cart"])
+def test_places_are_no_dns_names(text: str) -> None:
+    assert resolve_target(CLUSTER, text) == resolve(CLUSTER, text)
+
+
+@pytest.mark.parametrize("text", ["web-9", "10.244.1.999", "a..b", "shop/a.b", ".web", "a.b c", f"{'a' * 64}.b"])
+def test_what_is_neither_is_not_found(text: str) -> None:
+    with pytest.raises(NotFound):
+        resolve_target(CLUSTER, text)
+
+
+def test_dns_names_are_checked() -> None:
+    with pytest.raises(UserError, match="is no DNS name"):
+        resolve_target(CLUSTER, "dns/a..b")

@@ -34,12 +34,14 @@ def cluster() -> Cluster:
     return assemble(topology, [], HostLocal(topology.pod_cidrs))
 
 
-def packet(ttl: int = 64, source: str = "10.244.1.2", tunnel: Tunnel | None = None, **more: Any) -> Packet:
+def packet(
+    ttl: int = 64, source: str = "10.244.1.2", tunnel: Tunnel | None = None, protocol: str = "icmp", **more: Any
+) -> Packet:
     return Packet(
         source_mac="",
         target_mac="",
         length=98,
-        protocol="icmp",
+        protocol=protocol,
         version=4,
         source=source,
         target="10.244.2.2",
@@ -71,6 +73,11 @@ REQUEST = journey(
     places="pod/default/n1-p1:eth0 node/n1:eth0 pod/default/n2-p1:eth0",
 )
 REQUEST = told(REQUEST, Reason("KUBE-SEP-X rule 2", "kube-proxy", "load balancing picked 10.244.2.2"))
+QUESTION = journey(
+    packet(64, protocol="udp", target_port=53),
+    packet(63, protocol="udp", target_port=53),
+    places="pod/default/n1-p1:eth0 node/n1:eth0",
+)
 REPLY = told(REQUEST, Reason("KUBE-SEP-X rule 2", "conntrack", "a reply is translated back"))
 RESULT = ProbeResult(
     id="a", verdict="delivered", sent=3, received=3, times=(100.0, 5000.0, 9000.0), answered_by="n2-p1",
@@ -85,7 +92,8 @@ ANSWER = ProbeAnswer(
 def check(
     cluster: Cluster, expect: Expect, style: str = "flannel", requests: tuple[Journey, ...] = (REQUEST,)
 ) -> Check:
-    (found,) = flow_checks(expect, style, cluster, ANSWER, requests, 2, (REPLY,) if requests else ())
+    replies, others = (REPLY,) if requests else (), (QUESTION, replace(QUESTION, hops=QUESTION.hops[1:]))
+    (found,) = flow_checks(expect, style, cluster, ANSWER, requests, 2, replies, others)
     return found
 
 
@@ -110,6 +118,7 @@ CASES: list[tuple[str, Any, Any]] = [
     ("servers", 2, 1),
     ("rules", ["KUBE-SEP-X rule 2", "load balancing"], ["KUBE-SEP-X", "KUBE-SEP-Y"]),
     ("reply_rules", ["translated back"], ["KUBE-SVC"]),
+    ("questions", 1, 2),
 ]
 
 
