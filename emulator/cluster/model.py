@@ -57,7 +57,9 @@ class Machine(msgspec.Struct, frozen=True, omit_defaults=True):
     """A machine of the underlay: a Kubernetes node, a router, or a host outside the cluster.
 
     ``routes`` are complete: the default routes (every node has them: proxy ARP, REJECT and NodePort
-    need one), and on routers the routes to every subnet of the underlay.
+    need one), and on routers the routes to every subnet of the underlay. ``node_ips`` are what a node's kubelet was
+    told by ``--node-ip``, if anything. ``nat`` are a router's interfaces towards segments that it hides: what comes
+    from there leaves with the router's own address.
     """
 
     name: str
@@ -69,6 +71,8 @@ class Machine(msgspec.Struct, frozen=True, omit_defaults=True):
     asn: int = 0
     ports: tuple[int, ...] = ()
     annotations: dict[str, str] = {}
+    node_ips: tuple[str, ...] = ()
+    nat: tuple[str, ...] = ()
 
     @property
     def ns(self) -> str:
@@ -172,11 +176,64 @@ class Upstream(msgspec.Struct, frozen=True, omit_defaults=True):
     records: dict[str, tuple[str, ...]] = {}
 
 
+BalancerKind = Literal["metallb-l2", "metallb-bgp", "cloud"]
+BalancerTargets = Literal["instance", "ip", "passthrough"]
+
+
+class AddressRange(msgspec.Struct, frozen=True):
+    """The addresses from ``first`` to ``last``, of one family."""
+
+    first: str
+    last: str
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}"
+
+    @property
+    def family(self) -> Literal[4, 6]:
+        return 6 if ":" in self.first else 4
+
+    @property
+    def low(self) -> int:
+        return int(ip_address(self.first))
+
+    @property
+    def high(self) -> int:
+        return int(ip_address(self.last))
+
+    def holds(self, address: str) -> bool:
+        """Whether an address is one of them."""
+        parsed = ip_address(address)
+        return parsed.version == self.family and self.low <= int(parsed) <= self.high
+
+
+class LoadBalancer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What implements type LoadBalancer. It gives addresses of ``ranges`` to Services of ``service_class`` or of none.
+
+    MetalLB announces from ``nodes`` (empty: all); in mode BGP as ``asn``, to the routers ``peers`` (empty: each that
+    has an AS number and shares a link with the node), with ``hold_time`` in seconds. A cloud's balancer is the router
+    or host ``machine``; it sends to ``targets`` node ports, pods, or nodes with the packet as it is, and unless
+    ``preserve_client_ip`` as itself; ``proxy``: it says so in the status (``ipMode: Proxy``).
+    """
+
+    kind: BalancerKind
+    ranges: tuple[AddressRange, ...]
+    service_class: str = ""
+    nodes: tuple[str, ...] = ()
+    asn: int = 0
+    peers: tuple[str, ...] = ()
+    hold_time: int = 0
+    machine: str = ""
+    targets: BalancerTargets = "instance"
+    preserve_client_ip: bool = False
+    proxy: bool = False
+
+
 class Topology(msgspec.Struct, frozen=True, omit_defaults=True):
     """A resolved topology. ``machines`` and ``switches`` keep the file's order.
 
     ``vpc`` describes the cloud's network, for styles that live in one; others do not look at it. ``upstream`` is what
-    nodes ask for names.
+    nodes ask for names. Without a ``load_balancer`` Services of type LoadBalancer stay without address.
     """
 
     name: str
@@ -187,6 +244,7 @@ class Topology(msgspec.Struct, frozen=True, omit_defaults=True):
     node_cidrs: tuple[str, ...]
     vpc: Vpc | None = None
     upstream: Upstream | None = None
+    load_balancer: LoadBalancer | None = None
 
     def of_kind(self, kind: Literal["node", "router", "host"]) -> tuple[Machine, ...]:
         """The machines of one kind, in the file's order."""
@@ -203,13 +261,15 @@ class ContainerPort(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Container(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A container, as far as the network can tell. ``command`` is command plus args, empty if only args are given."""
+    """A container, as far as the network can tell. ``command`` is command plus args, empty if only args are given: those
+    are ``arguments``, of the image's entry point."""
 
     name: str
     ports: tuple[ContainerPort, ...] = ()
     command: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
     image: str = ""
+    arguments: tuple[str, ...] = ()
 
 
 DnsPolicy = Literal["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"]
@@ -310,7 +370,8 @@ class Eni(msgspec.Struct, frozen=True, omit_defaults=True):
 class Node(msgspec.Struct, frozen=True, omit_defaults=True):
     """A Kubernetes node. ``addresses`` are its InternalIPs; ``pod_ranges`` the CIDRs that its pods are in.
 
-    ``device`` is the interface that holds ``addresses`` (the one of the default route), ``mtu`` its MTU;
+    ``device`` is the interface that holds ``addresses`` (that of the default route, unless the kubelet was told
+    otherwise), ``mtu`` its MTU; a CNI may take another one (``emulator.cni.node_interfaces``);
     ``subnets`` are the underlay subnets that they are from, in the same order. ``tunnels`` are the addresses of its
     tunnel devices, by device, where the style's address manager hands them out. ``enis`` are the network interfaces
     that pods get addresses of, in a cloud whose CNI works so.
@@ -354,7 +415,8 @@ class Cluster(msgspec.Struct, frozen=True):
     ``services`` are the Services with all that is allocated to them, ``slices`` their endpoints;
     ``not_ready_nodes`` those whose pods are no endpoints, because they are down. ``replica_sets`` are those of each
     Deployment, the one with its template last; ``rolling`` the workloads (``namespace/Kind/name``) for which there is
-    more to do than this one step.
+    more to do than this one step. ``pending`` are lines for people: the Services that a load balancer should have given
+    an address, and why it did not.
     """
 
     topology: Topology
@@ -368,6 +430,7 @@ class Cluster(msgspec.Struct, frozen=True):
     not_ready_nodes: frozenset[str] = frozenset()
     replica_sets: tuple[ReplicaSet, ...] = ()
     rolling: tuple[str, ...] = ()
+    pending: tuple[str, ...] = ()
 
     def node(self, name: str) -> Node:
         """The node of that name; KeyError if there is none."""

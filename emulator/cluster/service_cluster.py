@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from emulator.cluster.endpoints import Inputs, endpoint_slices
+from emulator.cluster.load_balancer import with_addresses
 from emulator.cluster.model import Cluster
 from emulator.cluster.service_records import Held, service_records
 
@@ -31,9 +32,12 @@ def with_services(cluster: Cluster, previous: Cluster | None = None, *, down: It
     if previous is not None and previous.topology.service_cidrs == cluster.topology.service_cidrs:
         held = [Held(*pair) for pair in zip(service_manifests(previous), previous.services, strict=True)]
     services = service_records(manifests, cluster.topology.service_cidrs, held)
+    services, pending = with_addresses(
+        services, cluster.topology.load_balancer, previous.services if previous is not None else ()
+    )
     if previous is not None and services == previous.services:
         services = previous.services
-    cluster = msgspec.structs.replace(cluster, services=services)
+    cluster = msgspec.structs.replace(cluster, services=services, pending=pending)
     return with_endpoints(cluster, previous, down=down)
 
 

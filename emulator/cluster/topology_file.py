@@ -30,11 +30,12 @@ class RouteEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SwitchEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A learning switch with the subnets of its segment."""
+    """A learning switch with the subnets of its segment. ``nat``: the segment is behind its router's NAT."""
 
     name: str
     cidrs: list[str] = []
     mtu: int = 1500
+    nat: bool = False
 
 
 class NodeEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
@@ -50,6 +51,7 @@ class NodeEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename=
     addresses: list[str] = []
     routes: list[RouteEntry] = []
     default_route: bool = True
+    node_ip: str = msgspec.field(name="nodeIP", default="")
     count: int | None = None
     prefix: str = ""
 
@@ -154,6 +156,22 @@ class DnsEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     records: dict[str, str | list[str]] = {}
 
 
+class LoadBalancerEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """What implements Services of type LoadBalancer; see ``emulator.cluster.topology_balancer``."""
+
+    kind: str
+    addresses: list[str]
+    class_: str = msgspec.field(name="class", default="")
+    nodes: list[str] | None = None
+    asn: int | None = None
+    peers: list[str] | None = None
+    hold_time: int | None = None
+    machine: str | None = None
+    targets: str | None = None
+    preserve_client_ip: bool | None = msgspec.field(name="preserveClientIP", default=None)
+    ip_mode: str | None = None
+
+
 class TopologyFile(msgspec.Struct, frozen=True):
     """The whole file, each entry well-formed, with the ``count`` shorthand written out.
 
@@ -170,6 +188,7 @@ class TopologyFile(msgspec.Struct, frozen=True):
     links: list[LinkEntry]
     vpc: VpcEntry | None = None
     dns: DnsEntry | None = None
+    load_balancer: LoadBalancerEntry | None = None
 
 
 class _Outline(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
@@ -187,6 +206,7 @@ class _Outline(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="
     links: list[Any] = []
     vpc: VpcEntry | None = None
     dns: DnsEntry | None = None
+    load_balancer: LoadBalancerEntry | None = None
 
 
 Entry = TypeVar("Entry", SwitchEntry, NodeEntry, RouterEntry, HostEntry, LinkEntry)
@@ -238,6 +258,7 @@ def read_topology_file(text: str, source: str, default_name: str, faults: Faults
         links=_entries(outline.links, LinkEntry, "link", "links", faults),
         vpc=outline.vpc,
         dns=outline.dns,
+        load_balancer=outline.load_balancer,
     )
     return None if faults.problems else file
 
@@ -282,6 +303,8 @@ def _written_out(nodes: list[NodeEntry], pods: int, faults: Faults) -> list[Node
             faults.add(f"node {node.name}", f"nodes[{index}].name", "must not be given with a count; give a prefix")
         if node.addresses:
             faults.add("", f"nodes[{index}].addresses", "must not be given with a count: nodes cannot share them")
+        if node.node_ip:
+            faults.add("", f"nodes[{index}].nodeIP", "must not be given with a count: nodes cannot share it")
         prefix = node.prefix or "n"
         result += [
             msgspec.structs.replace(node, name=f"{prefix}{number}", count=None, prefix="")

@@ -16,6 +16,7 @@ from emulator.cluster.decode import near
 from emulator.cluster.model import (
     Interface,
     LinkQuality,
+    LoadBalancer,
     Machine,
     StaticRoute,
     Switch,
@@ -24,11 +25,12 @@ from emulator.cluster.model import (
     Upstream,
     Vpc,
 )
+from emulator.cluster.topology_balancer import resolve_balancer
 from emulator.cluster.topology_dns import resolve_dns
 from emulator.cluster.topology_file import Faults, HostEntry, LinkEntry, NodeEntry, RouterEntry, TopologyFile
 from emulator.cluster.topology_routes import Leg, machine_routes
 from emulator.cluster.topology_rules import DEVICE_MAX, MTU_MIN_IPV6, PORTS_MAX, RESERVED_DEVICES, ZONE_LABEL
-from emulator.cluster.topology_segments import End, Segment, assign_addresses, check_ranges
+from emulator.cluster.topology_segments import End, Segment, assign_addresses, check_nat, check_ranges
 from emulator.cluster.topology_vpc import resolve_vpc
 
 DEFAULT_MTU = 1500  # bytes: Ethernet
@@ -84,6 +86,7 @@ class _Resolver:
             self._lay(cable, segment_of)
         self._check_machines_and_ports()
         check_ranges(self.file.pod_cidrs, self.file.service_cidrs, self.segments, self.faults)
+        check_nat(self.segments, self.ends, self.faults)
         if self.faults.problems:
             return None
         for segment in self.segments:
@@ -93,7 +96,8 @@ class _Resolver:
         vpc = resolve_vpc(self.file, self.faults)
         machines = self._machines()
         upstream = resolve_dns(self.file.dns, machines, self.faults)
-        return None if self.faults.problems else self._topology(machines, vpc, upstream)
+        balancer = resolve_balancer(self.file, machines, self.faults)
+        return None if self.faults.problems else self._topology(machines, vpc, upstream, balancer)
 
     def _cables(self) -> Iterator[_Cable]:
         """The links, those in the short form ``switch:`` first."""
@@ -151,7 +155,9 @@ class _Resolver:
                     group[root(other)] = root(one)
         segments: dict[str, Segment] = {}
         for name, switch in self.switches.items():
-            segment = segments.setdefault(root(name), Segment(f"switch {root(name)}", []))
+            segment = segments.setdefault(root(name), Segment(f"switch {root(name)}", [], switch.nat))
+            if segment.nat != switch.nat:
+                self.faults.add(f"switch {name}", "nat", f"is not that of {segment.name}, with which it is one segment")
             for text in switch.cidrs:
                 cidr = validation.parse_cidr(text)
                 if cidr not in segment.cidrs:
@@ -230,7 +236,7 @@ class _Resolver:
     def _machines(self) -> list[Machine]:
         """All machines in the order nodes, routers, hosts, each in the file's order."""
         legs = [
-            Leg(end.machine, end.kind, end.device, address, cidr)
+            Leg(end.machine, end.kind, end.device, address, cidr, end.segment.name, end.segment.nat)
             for ends in self.ends.values()
             for end in ends
             for address, cidr in end.addresses
@@ -272,17 +278,31 @@ class _Resolver:
                 annotations=entry.annotations,
                 pods=entry.pods or 0,
                 asn=entry.asn,
+                node_ips=self._node_ips(entry),
             )
         if isinstance(entry, RouterEntry):
-            return Machine(name, "router", interfaces, routes, asn=entry.asn)
+            nat = tuple(end.device for end in self.ends[name] if end.segment.nat)
+            return Machine(name, "router", interfaces, routes, asn=entry.asn, nat=nat)
         return Machine(name, "host", interfaces, routes, ports=tuple(entry.ports))
+
+    def _node_ips(self, entry: NodeEntry) -> tuple[str, ...]:
+        """The kubelet's ``--node-ip``: it refuses an address that no interface of its machine has."""
+        own = [str(address) for end in self.ends[entry.name] for address, _ in end.addresses]
+        given = tuple(str(validation.parse_address(text)) for text in entry.node_ip.split(",")) if entry.node_ip else ()
+        for address in given:
+            if address not in own:
+                reason = validation.invalid(address, f"the node's own addresses are {', '.join(own)}")
+                self.faults.add(f"node {entry.name}", "nodeIP", reason)
+        return given
 
     def _zone_of(self, node: str) -> str:
         """The availability zone of the VPC's subnet that the node is in."""
         zones = {subnet.switch: subnet.zone for subnet in self.file.vpc.subnets} if self.file.vpc is not None else {}
         return next((zones[end.peer] for end in self.ends[node] if zones.get(end.peer)), "")
 
-    def _topology(self, machines: list[Machine], vpc: Vpc | None, upstream: Upstream | None) -> Topology:
+    def _topology(
+        self, machines: list[Machine], vpc: Vpc | None, upstream: Upstream | None, balancer: LoadBalancer | None
+    ) -> Topology:
         switches = tuple(
             Switch(
                 name=name,
@@ -306,9 +326,10 @@ class _Resolver:
             switches=switches,
             pod_cidrs=tuple(_canonical(self.file.pod_cidrs)),
             service_cidrs=tuple(_canonical(self.file.service_cidrs)),
-            node_cidrs=tuple(node_cidrs),
+            node_cidrs=tuple(dict.fromkeys(node_cidrs)),
             vpc=vpc,
             upstream=upstream,
+            load_balancer=balancer,
         )
 
 
