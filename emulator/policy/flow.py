@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from emulator.cluster.model import Node, Pod
 from emulator.policy.model import Direction, Family
 
 
@@ -16,6 +17,24 @@ class End(msgspec.Struct, frozen=True, omit_defaults=True):
     kind: Literal["pod", "node", "external"]
     name: str
     address: str
+
+
+def pod_end(pod: Pod, family: Family) -> End | None:
+    """The end that a pod is, in one address family; None if it has no address of it."""
+    address = _of_family(pod.addresses, family)
+    if not address:
+        return None
+    return End("node", pod.node, address) if pod.host_network else End("pod", pod.key, address)
+
+
+def node_end(node: Node, family: Family) -> End | None:
+    """The end that a node is, by its InternalIP; None if it has none of that family."""
+    address = _of_family(node.addresses, family)
+    return End("node", node.name, address) if address else None
+
+
+def _of_family(addresses: tuple[str, ...], family: Family) -> str:
+    return next((address for address in addresses if (":" in address) == (family == 6)), "")
 
 
 class Flow(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -42,7 +61,7 @@ Reason = Literal[
     "no pod",  # that end is no pod that policies could select
     "itself",  # a pod and its own address: never leaves its namespace
     "own node",  # a pod and the node that it is on
-    "not isolated",  # no policy selects the pod in this direction
+    "not isolated",  # no policy selects the pod in this direction, or all that do pass the decision on
     "rule",  # a rule decided
     "isolated",  # selected, and no rule matched
 ]
