@@ -34,7 +34,7 @@ from emulator.errors import CnilabError, NotFound, UserError
 from emulator.lab.client import Client
 from emulator.lab.launch import Launched, launch
 from emulator.lab.names import resolve
-from emulator.lab.records import CaptureStats, DnsWish, Entry, FaultKind, LabStatus, ProbeAnswer, ProbeRequest
+from emulator.lab.records import CaptureStats, DnsWish, Entry, LabStatus, ProbeAnswer, ProbeRequest
 from emulator.plan.model import Plan
 from emulator.traffic.model import InjectionReport, Protocol, StreamReport
 
@@ -330,7 +330,7 @@ class Lab:
         wish = {"source": source, "expression": expression, "count": count}
         return _injected(self.client.call("POST", f"{BASE}/send", wish))
 
-    def fault(self, kind: FaultKind, target: str, **fields: Any) -> None:
+    def fault(self, kind: str, target: str, **fields: Any) -> None:
         """Break something, or mend it (``mend=True``); docs/scenarios.md has the kinds and their fields, which are
         those of :class:`~emulator.lab.records.FaultWish`. Raises UserError for what cannot be."""
         self.client.call("POST", f"{BASE}/fault", {"kind": kind, "target": target, **fields})

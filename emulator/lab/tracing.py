@@ -17,7 +17,8 @@ def sort_journeys(
 
     A request starts where the probe was sent and is bound for its target; a reply ends there. Addresses are compared
     at that one place only: on the way they may be translated. If no reply ended there, those count that set out from
-    where requests had arrived and got lost.
+    where requests had arrived and got lost. A machine's own requests to a Service are translated before they can be
+    seen at all: they are known by the source that the server saw.
     """
     requests, replies, others = [], [], []
     for journey in journeys:
@@ -28,6 +29,8 @@ def sort_journeys(
             replies.append(journey)
         else:
             others.append(journey)
+    if not requests and answer.result.source_seen:
+        return _by_source_seen(journeys, answer)
     port = answer.result.local_port if answer.result.sent == 1 else 0
     # Others may talk between the same two: BIRD calls port 179 as a probe does. Where the sender's own rules have
     # changed the port before the packet could be seen, it tells nothing.
@@ -41,6 +44,31 @@ def sort_journeys(
         replies = [journey for journey in others if any(_answers(journey, request) for request in requests)]
         others = [journey for journey in others if journey not in replies]
     return requests, replies, tuple(others)
+
+
+def _by_source_seen(
+    journeys: Sequence[Journey], answer: ProbeAnswer
+) -> tuple[list[Journey], list[Journey], tuple[Journey, ...]]:
+    """The first request of a probe that was answered, and its replies, by the client's address and port there."""
+    requests: list[Journey] = []
+    replies: list[Journey] = []
+    others: list[Journey] = []
+    for journey in journeys:
+        first, last = journey.hops[0], journey.hops[-1]
+        asked, told = last.packet, first.packet
+        speaks = asked.protocol in _PROTOCOLS[answer.protocol] and not told.fragment_offset
+        if speaks and (first.ns, first.direction) == (answer.source_ns, "out"):
+            mine = _seen_as(asked.source, asked.source_port) == answer.result.source_seen
+        elif speaks and (last.ns, last.direction) == (answer.source_ns, "in"):
+            mine = _seen_as(told.target, told.target_port) == answer.result.source_seen
+        else:
+            mine = False
+        (others if not mine else requests if first.ns == answer.source_ns else replies).append(journey)
+    return requests, replies, tuple(others)
+
+
+def _seen_as(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def _answers(journey: Journey, request: Journey) -> bool:

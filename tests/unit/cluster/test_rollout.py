@@ -174,7 +174,7 @@ def test_a_paused_deployment_does_not_roll_but_scales(steps: Steps) -> None:
 
 
 def test_recreate_waits_for_the_last_old_pod(steps: Steps) -> None:
-    recreate = {"strategy": {"type": "Recreate"}, "replicas": 2}
+    recreate: dict[str, Any] = {"strategy": {"type": "Recreate"}, "replicas": 2}
     steps.settle(workload("Deployment", container=LINGERING, **recreate))
     pods = steps.step(workload("Deployment", version=2, **recreate))
     assert versions(pods) == ["1x", "1x"]
@@ -202,7 +202,7 @@ def test_a_stateful_set_rolls_from_its_end_one_by_one(steps: Steps) -> None:
 
 
 def test_a_stateful_set_rolls_down_to_its_partition(steps: Steps) -> None:
-    update = {"updateStrategy": {"rollingUpdate": {"partition": 2}}}
+    update: dict[str, Any] = {"updateStrategy": {"rollingUpdate": {"partition": 2}}}
     steps.settle(workload("StatefulSet", replicas=3, **update))
     assert versions(steps.settle(workload("StatefulSet", replicas=3, version=2, **update))) == ["1", "1", "2"]
 
@@ -240,7 +240,7 @@ def test_a_daemon_set_has_one_node_without_it_at_a_time(steps: Steps) -> None:
 
 
 def test_two_daemons_on_one_node_are_refused(steps: Steps) -> None:
-    update = {"updateStrategy": {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}}
+    update: dict[str, Any] = {"updateStrategy": {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}}
     with pytest.raises(ManifestError, match=r"spec.updateStrategy.rollingUpdate.maxSurge: two pods"):
         steps.step(workload("DaemonSet", **update))
 

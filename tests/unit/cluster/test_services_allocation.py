@@ -149,7 +149,11 @@ def test_one_port_of_two_protocols_has_one_node_port(cluster: Cluster) -> None:
 
 
 def test_a_load_balancer_may_do_without_node_ports_but_not_without_its_health_check(cluster: Cluster) -> None:
-    spec = {"type": "LoadBalancer", "allocateLoadBalancerNodePorts": False, "externalTrafficPolicy": "Local"}
+    spec: dict[str, Any] = {
+        "type": "LoadBalancer",
+        "allocateLoadBalancerNodePorts": False,
+        "externalTrafficPolicy": "Local",
+    }
     record = cluster.apply(service(**spec))["web"]
     assert record.ports[0].node_port == 0
     assert record.health_port
@@ -157,7 +161,7 @@ def test_a_load_balancer_may_do_without_node_ports_but_not_without_its_health_ch
 
 
 def test_the_health_check_port_is_immutable(cluster: Cluster) -> None:
-    spec = {"type": "LoadBalancer", "externalTrafficPolicy": "Local"}
+    spec: dict[str, Any] = {"type": "LoadBalancer", "externalTrafficPolicy": "Local"}
     cluster.apply(service(healthCheckNodePort=30500, **spec))
     _, path, reason = cluster.refusal(service(healthCheckNodePort=30501, **spec))
     assert (path, reason) == ("spec.healthCheckNodePort", "Forbidden: field is immutable")
@@ -210,7 +214,7 @@ def test_families_on_a_single_stack_cluster(cluster: Cluster) -> None:
 
 
 def test_two_addresses_need_a_dual_stack_policy() -> None:
-    spec = {"clusterIP": "10.96.0.50", "clusterIPs": ["10.96.0.50", "fd00:10:96::50"]}
+    spec: dict[str, Any] = {"clusterIP": "10.96.0.50", "clusterIPs": ["10.96.0.50", "fd00:10:96::50"]}
     _, path, reason = Cluster(*DUAL).refusal(service(**spec))
     assert path == "spec.ipFamilyPolicy"
     assert "must be 'RequireDualStack' or 'PreferDualStack' when multiple cluster IPs are specified" in reason

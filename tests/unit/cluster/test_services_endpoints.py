@@ -65,7 +65,7 @@ def test_a_selector_wants_all_its_labels() -> None:
         ({"terminating": True}, (), True, (True, True, True)),
     ],
 )
-def test_conditions(state: dict[str, bool], down: tuple[str, ...], publish: bool, expected: tuple[bool, ...]) -> None:
+def test_conditions(state: dict[str, Any], down: tuple[str, ...], publish: bool, expected: tuple[bool, ...]) -> None:
     (one,) = slices(pod("a", **state), services=(service(publish_not_ready=publish),), down=frozenset(down))
     (endpoint,) = one.endpoints
     assert (endpoint.ready, endpoint.serving, endpoint.terminating) == expected
@@ -293,7 +293,7 @@ def test_slices_of_host_names_and_without_label_have_no_effect() -> None:
 
 
 def test_endpoints_of_a_selectorless_service_are_mirrored() -> None:
-    old = {
+    old: dict[str, Any] = {
         "apiVersion": "v1",
         "kind": "Endpoints",
         "metadata": {"name": "web", "namespace": "default"},

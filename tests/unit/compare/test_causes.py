@@ -24,7 +24,7 @@ def hop(ns: str, device: str, direction: Direction, *reasons: Reason, tunnel: Tu
     return Hop(0, 0, ns, device, direction, packet, (), reasons)
 
 
-def column(*hops: Hop, verdict: str = "delivered", error: Hop | None = None) -> FlowColumn:
+def column(*hops: Hop, verdict: Any = "delivered", error: Hop | None = None) -> FlowColumn:
     result = FlowResult(
         scenario="s", style="flannel", flow="ping", title="", source="a", target="b", source_ns="pod/default/a",
         target_address="10.244.2.2", protocol="icmp", verdict=verdict, pod_mtu=1450,

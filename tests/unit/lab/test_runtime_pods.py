@@ -33,7 +33,7 @@ def service(name: str = "web") -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec}
 
 
-LINGERING = {"lifecycle": {"preStop": {"sleep": {"seconds": 3600}}}, "args": ["--delay-shutdown=3600"]}
+LINGERING: dict[str, Any] = {"lifecycle": {"preStop": {"sleep": {"seconds": 3600}}}, "args": ["--delay-shutdown=3600"]}
 
 
 @pytest.fixture
