@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,14 @@ from emulator.cluster.topology import load_topology, topology_names  # noqa: E40
 
 
 class Routed(Node):  # type: ignore[misc]
-    """A machine with all its addresses and static routes; nodes and routers forward."""
+    """A machine with all its addresses and static routes; nodes and routers forward, and some routers masquerade."""
 
     def config(
         self,
         *,
         addresses: tuple[tuple[str, str], ...] = (),
         routes: tuple[tuple[str, str], ...] = (),
+        hidden: tuple[tuple[str, str], ...] = (),
         forward: bool = False,
         **parameters: Any,
     ) -> Any:
@@ -46,6 +48,9 @@ class Routed(Node):  # type: ignore[misc]
             self.cmd(f"ip addr replace {address} dev {device} {nodad}")
         for destination, via in routes:
             self.cmd(f"ip route replace {destination} via {via}")
+        for device, cidr in hidden:
+            tool = "ip6tables" if ":" in cidr else "iptables"
+            self.cmd(f"{tool} -t nat -A POSTROUTING -s {cidr} ! -o {device} -j MASQUERADE")
         return result
 
 
@@ -93,6 +98,12 @@ def _parameters(machine: Machine) -> dict[str, Any]:
             for address in interface.addresses
         ),
         "routes": tuple((route.destination, route.via) for route in machine.routes),
+        "hidden": tuple(
+            (_device(machine.name, interface.name), str(ip_interface(address).network))
+            for interface in machine.interfaces
+            if interface.name in machine.nat
+            for address in interface.addresses
+        ),
         "forward": machine.kind != "host",
     }
 

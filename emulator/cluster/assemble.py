@@ -16,7 +16,7 @@ import msgspec
 
 from emulator.cluster.ipam import AttachesInterfaces, ConfiguredIpam, Ipam, TakesRequests
 from emulator.cluster.kinds import INITIAL_NAMESPACES
-from emulator.cluster.model import Cluster, Lifetime, Machine, Node, Pod, ReplicaSet, Topology
+from emulator.cluster.model import Cluster, Interface, Lifetime, Machine, Node, Pod, ReplicaSet, Topology
 from emulator.cluster.podspec import Meta, PodSpec, Workload, containers, dns_config, lifetime
 from emulator.cluster.rollout import Population, finished, replica_sets, share
 from emulator.cluster.scheduling import Scheduler, matches_node
@@ -409,16 +409,15 @@ def _nodes(topology: Topology, objects: Sequence[dict[str, Any]], ipam: Ipam, pr
 
 
 def _node(machine: Machine, families: list[bool]) -> Node:
-    """The InternalIPs are those of the interface with the default route, the pods' first family first."""
-    interfaces = {
-        str(via): interface
-        for interface in reversed(machine.interfaces)
-        for via in [route.via for route in machine.routes if route.destination in ("0.0.0.0/0", "::/0")]
-        if any(ip_interface(via).ip in ip_interface(address).network for address in interface.addresses)
-    }
-    interface = next(iter(interfaces.values()), machine.interfaces[0])
+    """The InternalIPs are what the kubelet was told by ``--node-ip``, or else the addresses of the interface with the
+    default route; the pods' first family first (pkg/kubelet/nodestatus/setters.go, NodeAddress)."""
+    interface = _with_address(machine, machine.node_ips[0]) if machine.node_ips else _of_default_route(machine)
+    if machine.node_ips:
+        chosen = [_of_interface(machine, address) for address in machine.node_ips]
+    else:
+        chosen = list(interface.addresses)
     rank = {is_v6: position for position, is_v6 in enumerate(families)}
-    order = sorted(interface.addresses, key=lambda text: rank.get(":" in text, len(rank)))
+    order = sorted(chosen, key=lambda text: rank.get(":" in text, len(rank)))
     return Node(
         name=machine.name,
         addresses=tuple(str(ip_interface(text).ip) for text in order),
@@ -429,3 +428,26 @@ def _node(machine: Machine, families: list[bool]) -> Node:
         asn=machine.asn,
         annotations=machine.annotations,
     )
+
+
+def _of_default_route(machine: Machine) -> Interface:
+    interfaces = {
+        str(via): interface
+        for interface in reversed(machine.interfaces)
+        for via in [route.via for route in machine.routes if route.destination in ("0.0.0.0/0", "::/0")]
+        if any(ip_interface(via).ip in ip_interface(address).network for address in interface.addresses)
+    }
+    return next(iter(interfaces.values()), machine.interfaces[0])
+
+
+def _with_address(machine: Machine, address: str) -> Interface:
+    return next(
+        interface
+        for interface in machine.interfaces
+        if address in (own.partition("/")[0] for own in interface.addresses)
+    )
+
+
+def _of_interface(machine: Machine, address: str) -> str:
+    """The address with its prefix length."""
+    return next(own for own in _with_address(machine, address).addresses if own.partition("/")[0] == address)

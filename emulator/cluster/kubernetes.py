@@ -91,6 +91,8 @@ def _container(container: Container) -> Object:
     result: Object = {"name": container.name, "image": container.image or UNNAMED_IMAGE}
     if container.command:
         result["command"] = list(container.command)
+    if container.arguments:
+        result["args"] = list(container.arguments)
     if container.ports:
         result["ports"] = [
             {

@@ -261,8 +261,8 @@ class ContainerPort(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Container(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A container, as far as the network can tell. ``command`` is command plus args, empty if only args are given: those
-    are ``arguments``, of the image's entry point."""
+    """A container, as far as the network can tell. ``command`` is command plus args, empty if only args are given:
+    those are ``arguments``, of the image's entry point."""
 
     name: str
     ports: tuple[ContainerPort, ...] = ()

@@ -176,7 +176,7 @@ def _container(spec: ContainerSpec) -> Container:
     # args alone are arguments of the image's entry point, which is not here: our server answers instead
     command = (*spec.command, *(spec.args or ())) if spec.command else ()
     env = tuple((one.name, one.value or "") for one in spec.env or ())
-    return Container(spec.name, ports, command, env, spec.image or "")
+    return Container(spec.name, ports, command, env, spec.image or "", () if command else tuple(spec.args or ()))
 
 
 _PLAIN_DNS = DnsConfig()

@@ -21,15 +21,26 @@ if TYPE_CHECKING:
 DEFAULT = {4: "0.0.0.0/0", 6: "::/0"}
 
 
+Place = tuple[str, Network]
+
+
 @dataclass(frozen=True)
 class Leg:
-    """One address of a machine, in the subnet that it is from."""
+    """One address of a machine, in the subnet that it is from. ``segment`` is the segment's name, as those behind NAT
+    may share subnets; nobody outside of it has a route to such a subnet (``nat``)."""
 
     machine: str
     kind: str
     device: str
     address: IPAddress
     subnet: Network
+    segment: str
+    nat: bool = False
+
+    @property
+    def place(self) -> Place:
+        """What tells subnets apart."""
+        return self.segment, self.subnet
 
 
 def machine_routes(
@@ -40,12 +51,12 @@ def machine_routes(
 ) -> dict[str, tuple[StaticRoute, ...]]:
     """The routes of each machine by its name, explicit ones before those that follow from the topology."""
     own: dict[str, list[Leg]] = {name: [] for name in entries}
-    on_subnet: dict[Network, list[Leg]] = defaultdict(list)
+    on_subnet: dict[Place, list[Leg]] = defaultdict(list)
     for leg in legs:
         own[leg.machine].append(leg)
         if leg.kind == "router":
-            on_subnet[leg.subnet].append(leg)
-    subnets = list(dict.fromkeys(leg.subnet for leg in legs))
+            on_subnet[leg.place].append(leg)
+    subnets = list(dict.fromkeys(leg.subnet for leg in legs if not leg.nat))
     routers = [name for name, (kind, _) in entries.items() if kind == "router"]
     neighbours = _neighbours(routers, own, on_subnet)
 
@@ -86,11 +97,11 @@ def _explicit(
     return routes
 
 
-def _default_routes(name: str, legs: list[Leg], on_subnet: Mapping[Network, list[Leg]]) -> list[StaticRoute]:
+def _default_routes(name: str, legs: list[Leg], on_subnet: Mapping[Place, list[Leg]]) -> list[StaticRoute]:
     """By the first router on the first subnet that has one, for each family."""
     routes: dict[int, StaticRoute] = {}
     for leg in legs:
-        for router in on_subnet.get(leg.subnet, ()):
+        for router in on_subnet.get(leg.place, ()):
             family = leg.subnet.version
             why = f"{router.machine} is the first router on {leg.subnet}"
             routes.setdefault(family, StaticRoute(DEFAULT[family], str(router.address), why))
@@ -98,7 +109,7 @@ def _default_routes(name: str, legs: list[Leg], on_subnet: Mapping[Network, list
 
 
 def _neighbours(
-    routers: list[str], own: Mapping[str, list[Leg]], on_subnet: Mapping[Network, list[Leg]]
+    routers: list[str], own: Mapping[str, list[Leg]], on_subnet: Mapping[Place, list[Leg]]
 ) -> dict[int, dict[str, dict[str, IPAddress]]]:
     """By family and router: the routers that share a subnet with it, and their address there."""
     result: dict[int, dict[str, dict[str, IPAddress]]] = {4: {}, 6: {}}
@@ -106,7 +117,7 @@ def _neighbours(
         for family in result:
             result[family][name] = {}
         for leg in own[name]:
-            for other in on_subnet[leg.subnet]:
+            for other in on_subnet[leg.place]:
                 if other.machine != name:
                     result[leg.subnet.version][name].setdefault(other.machine, other.address)
     return result

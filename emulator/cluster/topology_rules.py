@@ -110,7 +110,19 @@ def _check_node(node: NodeEntry, path: str, faults: Faults) -> None:
     if node.zone and node.labels.get(ZONE_LABEL, node.zone) != node.zone:
         faults.add(subject, f"{path}.zone", f"contradicts the label {ZONE_LABEL}")
     _check_asn(node.asn, subject, f"{path}.asn", faults)
+    _check_node_ip(node.node_ip, subject, f"{path}.nodeIP", faults)
     _check_machine(node, subject, path, faults)
+
+
+def _check_node_ip(text: str, subject: str, path: str, faults: Faults) -> None:
+    """The kubelet's ``--node-ip``: an address, or one of each family with a comma between them."""
+    if not text:
+        return
+    found = [validation.parse_address(part) for part in text.split(",")]
+    versions = [address.version for address in found if address is not None]
+    if len(versions) < len(found) or len(set(versions)) < len(found):
+        reason = "must be an IP address, or an IPv4 and an IPv6 address with a comma between them"
+        faults.add(subject, path, validation.invalid(text, reason))
 
 
 def _check_host(host: HostEntry, path: str, faults: Faults) -> None:

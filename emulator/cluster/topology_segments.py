@@ -8,6 +8,7 @@ parts show the same decimal digits: beside ``192.168.50.11`` stands ``fd00:192:1
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from emulator.cluster import validation
@@ -22,10 +23,12 @@ FIRST_HOST_NUMBER = {"router": 1, "node": 11, "host": 101}
 
 @dataclass
 class Segment:
-    """A broadcast domain. ``taken`` maps each address in it to the machine that has it."""
+    """A broadcast domain. ``taken`` maps each address in it to the machine that has it. ``nat``: it is hidden behind
+    its router, which masquerades, so that other such segments may have the same addresses."""
 
     name: str
     cidrs: list[Network]
+    nat: bool = False
     taken: dict[IPAddress, str] = field(default_factory=dict)
     ends: list[End] = field(default_factory=list)
 
@@ -49,10 +52,25 @@ class End:
 
 
 def check_ranges(pod_cidrs: list[str], service_cidrs: list[str], segments: list[Segment], faults: Faults) -> None:
-    """No two of pod, service and segment CIDRs overlap; services have no family that pods lack."""
+    """No two of pod, service and segment CIDRs overlap, but those of segments behind NAT among themselves; services
+    have no family that pods lack."""
     ranges = [(validation.parse_cidr(text), "podCIDRs") for text in pod_cidrs]
     ranges += [(validation.parse_cidr(text), "serviceCIDRs") for text in service_cidrs]
-    ranges += [(cidr, segment.name) for segment in segments for cidr in segment.cidrs]
+    ranges += [(cidr, segment.name) for segment in segments if not segment.nat for cidr in segment.cidrs]
+    hidden = [segment for segment in segments if segment.nat]
+    for segment in hidden:
+        _check_disjoint([(cidr, segment.name) for cidr in segment.cidrs], faults)
+    ranges += [(cidr, "the switches behind NAT") for cidr in _collapsed(hidden)]
+    _check_disjoint(ranges, faults)
+    families = {validation.parse_cidr(text).version for text in pod_cidrs}
+    for text in service_cidrs:
+        family = validation.parse_cidr(text).version
+        if family not in families:
+            reason = validation.invalid(text, f"there is no IPv{family} range in podCIDRs")
+            faults.add("", "serviceCIDRs", reason)
+
+
+def _check_disjoint(ranges: Iterable[tuple[Network, str]], faults: Faults) -> None:
     # Sorted by first address, a range that overlaps any earlier one overlaps the widest of them
     widest: tuple[Network, str] | None = None
     for cidr, name in sorted(ranges, key=lambda one: (one[0].version, int(one[0].network_address), one[0].prefixlen)):
@@ -60,12 +78,32 @@ def check_ranges(pod_cidrs: list[str], service_cidrs: list[str], segments: list[
             faults.add("", name, validation.invalid(str(cidr), f"overlaps {widest[0]} of {widest[1]}"))
         else:
             widest = cidr, name
-    families = {validation.parse_cidr(text).version for text in pod_cidrs}
-    for text in service_cidrs:
-        family = validation.parse_cidr(text).version
-        if family not in families:
-            reason = validation.invalid(text, f"there is no IPv{family} range in podCIDRs")
-            faults.add("", "serviceCIDRs", reason)
+
+
+def _collapsed(segments: list[Segment]) -> list[Network]:
+    """What the segments cover, each address once."""
+    cidrs = {cidr for segment in segments for cidr in segment.cidrs}
+    v4 = [cidr for cidr in cidrs if isinstance(cidr, ipaddress.IPv4Network)]
+    v6 = [cidr for cidr in cidrs if isinstance(cidr, ipaddress.IPv6Network)]
+    return [*ipaddress.collapse_addresses(v4), *ipaddress.collapse_addresses(v6)]
+
+
+def check_nat(segments: list[Segment], ends: dict[str, list[End]], faults: Faults) -> None:
+    """A segment behind NAT has one router, which leads somewhere else; no machine is on two with the same addresses."""
+    for segment in segments:
+        if not segment.nat:
+            continue
+        routers = list(dict.fromkeys(end.machine for end in segment.ends if end.kind == "router"))
+        if len(routers) != 1:
+            reason = f"a segment behind NAT has one router, which masquerades; this one has {len(routers)}"
+            faults.add(segment.name, "nat", reason)
+        elif all(end.segment.nat for end in ends[routers[0]]):
+            faults.add(segment.name, "nat", f"its router {routers[0]} leads to no segment that is not behind NAT")
+    for machine, own in ends.items():
+        if sum(end.segment.nat for end in own) > 1:
+            subnets = {(id(end.segment), cidr): end.peer for end in own for cidr in end.segment.cidrs}
+            ranges = [(cidr, f"{machine}, towards {peer}") for (_, cidr), peer in subnets.items()]
+            _check_disjoint(ranges, faults)
 
 
 def assign_addresses(segment: Segment, faults: Faults) -> None:

@@ -24,6 +24,7 @@ from emulator.cluster import ipam as address_managers
 from emulator.cluster.model import Cluster, Node, Pod, Topology
 from emulator.cni.calico_pods import FELIX, wire_pod, workload_endpoints
 from emulator.cni.felix import felix_rules, ipset_name
+from emulator.cni.flannel_interface import Seen, seen
 from emulator.cni.flannel_network import (
     VXLAN_OVERHEAD,
     forward_rules,
@@ -40,6 +41,8 @@ from emulator.plan.addressing import families_of
 from emulator.plan.model import AnyObject, File, IpSet
 
 VXLAN = "vxlan"
+DAEMON_SET = "canal"
+CONFIG_MAP = ("ConfigMap", "canal-config", "kube-system")
 
 
 def load(mode: str) -> Canal:
@@ -72,9 +75,15 @@ class Canal(Plain):
                 "canal carries IPv4 pods only: its manifest switches IPv6 off in Felix (FELIX_IPV6SUPPORT)",
                 hint="use flannel or calico, or a topology with IPv4 pod CIDRs alone",
             )
-        check_nodes(self.name, cluster, _pod_mtu)
+        check_nodes(self.name, _seen(cluster).told, _pod_mtu)
+
+    def shared(self, cluster: Cluster) -> object:
+        """Pods depend on the interface that flanneld takes: it decides their MTU."""
+        return tuple(node.mtu for node in _seen(cluster).told.nodes)
 
     def node(self, cluster: Cluster, node: Node) -> Iterator[AnyObject]:
+        found = _seen(cluster)
+        cluster, node = found.told, found.own[node.name]
         yield from subnet_file(cluster, node, _pod_mtu(node))
         yield _cni_configuration(node)
         yield from vtep(node, 4)
@@ -87,7 +96,20 @@ class Canal(Plain):
         yield from felix_rules(node.ns, 4, workload_endpoints(cluster, node))
 
     def pod(self, cluster: Cluster, node: Node, pod: Pod) -> Iterator[AnyObject]:
+        node = _seen(cluster).own[node.name]
         yield from wire_pod(cluster, node, pod, mtu=_pod_mtu(node), ipam="host-local plugin")
+
+
+def _seen(cluster: Cluster) -> Seen:
+    """The interfaces that flanneld takes: its container is part of the DaemonSet ``canal``, and its variable
+    ``FLANNELD_IFACE`` is the key ``canal_iface`` of the ConfigMap ``canal-config``."""
+    for obj in cluster.objects:
+        metadata = obj.get("metadata", {})
+        if (obj.get("kind"), metadata.get("name"), metadata.get("namespace")) == CONFIG_MAP:
+            iface = (obj.get("data") or {}).get("canal_iface")
+            if isinstance(iface, str) and iface:
+                return seen(cluster, DAEMON_SET, {"FLANNELD_IFACE": iface})
+    return seen(cluster, DAEMON_SET)
 
 
 def _pod_mtu(node: Node) -> int:

@@ -7,9 +7,9 @@ The path of a packet from pod A on n1 to pod B on n2, backend vxlan::
                                                 eth0 ════ eth0
                                             UDP 8472, VNI 1: +50 bytes
 
-With ``host-gw`` (and, with DirectRouting, between nodes of one subnet) the tunnel drops out: cni0, route, eth0. The
-ConfigMap ``kube-flannel-cfg`` among the cluster's objects says which backend it is, with which numbers
-(``emulator.cni.flannel_settings``).
+With ``host-gw`` (and, with DirectRouting, between nodes of one subnet) the tunnel drops out: cni0, route, eth0. Which
+interface is eth0 here is flanneld's own choice (``emulator.cni.flannel_interface``). The ConfigMap ``kube-flannel-cfg``
+among the cluster's objects says which backend it is, with which numbers (``emulator.cni.flannel_settings``).
 
 Sources: flannel-io/flannel pkg/backend/vxlan (vxlan.go, vxlan_network.go, device.go), pkg/backend/hostgw,
 pkg/trafficmngr/iptables/iptables.go, Documentation/kube-flannel.yml; flannel-io/cni-plugin flannel_linux.go;
@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from emulator.cluster import ipam as address_managers
 from emulator.cluster.model import Cluster, Node, Pod, Topology
 from emulator.cni.bridge_plugin import bridged_pod, gateway_bridge
+from emulator.cni.flannel_interface import seen
 from emulator.cni.flannel_network import (
     forward_rules,
     masquerade_rules,
@@ -87,7 +88,8 @@ def load(mode: str) -> Flannel:
     return Flannel(mode=pick_mode("flannel", mode, SPELLINGS))
 
 
-_latest: list[tuple[Cluster, str, Settings]] = []  # of the last cluster: every node and pod asks for them
+# Of the last cluster's objects: every node and pod asks for them
+_latest: list[tuple[object, tuple[str, tuple[str, ...]], Settings]] = []
 
 
 @dataclass(frozen=True)
@@ -121,22 +123,30 @@ class Flannel(Plain):
 
     def settings(self, cluster: Cluster) -> Settings:
         """What the ConfigMap says, or the mode. Raises ManifestError."""
-        if not (_latest and _latest[0][0] is cluster and _latest[0][1] == self.mode):
+        key = (self.mode, cluster.topology.pod_cidrs)
+        if not (_latest and _latest[0][0] is cluster.objects and _latest[0][1] == key):
             found = read_settings(cluster.objects, cluster.topology.pod_cidrs, MODES[self.mode][1])
-            _latest[:] = [(cluster, self.mode, found)]
+            _latest[:] = [(cluster.objects, key, found)]
         return _latest[0][2]
 
     def shared(self, cluster: Cluster) -> object:
-        """Pods depend on the backend: it decides their MTU."""
-        return self.settings(cluster)
+        """Pods depend on the backend and on the node's interface: both decide their MTU."""
+        return self.settings(cluster), tuple(node.mtu for node in seen(cluster).told.nodes)
 
     def ipam(self, topology: Topology) -> address_managers.Ipam:
         """A /24 (IPv6: /64) of the cluster network for each node, addresses from .2 on: .1 is the bridge."""
         return address_managers.HostLocal(topology.pod_cidrs)
 
     def check(self, cluster: Cluster) -> None:
-        settings = self.settings(cluster)
+        settings, found = self.settings(cluster), seen(cluster)
+        cluster = found.told
         check_nodes(self.name, cluster, lambda node: self._pod_mtu(cluster, node))
+        if found.nat and settings.backend in ("host-gw", "ipip"):
+            raise UserError(
+                f"flannel:{settings.backend} does not start on node {found.nat[0]}: its public IP differs from its "
+                "interface's, so that it may be behind NAT, which this backend does not support",
+                hint="leave --public-ip and the annotation node-public-ip out, or use flannel:vxlan",
+            )
         if settings.backend in ("udp", "ipip") and 6 in families_of(cluster.topology.pod_cidrs):
             raise UserError(
                 f"flannel's backend {settings.backend} carries IPv4 only",
@@ -150,7 +160,9 @@ class Flannel(Plain):
     # -- a node ---------------------------------------------------------------------------------------------
 
     def node(self, cluster: Cluster, node: Node) -> Iterator[AnyObject]:
+        found = seen(cluster)
         settings, families = self.settings(cluster), families_of(cluster.topology.pod_cidrs)
+        cluster, node = found.told, found.own[node.name]
         yield from _bridge_sees_iptables(node, families)
         yield from subnet_file(cluster, node, self._pod_mtu(cluster, node))
         yield _cni_configuration(node)
@@ -183,9 +195,9 @@ class Flannel(Plain):
                 continue
             for family in families:
                 if settings.backend == "host-gw" or (settings.direct and share_subnet(node, peer, family)):
-                    yield route_by_node(node, peer, family)
+                    yield from route_by_node(node, peer, family)
                 elif settings.backend == "ipip":
-                    yield ipip_route(node, peer)
+                    yield from ipip_route(node, peer)
                 else:
                     yield from tunnel_to(node, peer, family, settings)
 
@@ -195,6 +207,9 @@ class Flannel(Plain):
     # -- a pod ----------------------------------------------------------------------------------------------
 
     def pod(self, cluster: Cluster, node: Node, pod: Pod) -> Iterator[AnyObject]:
+        found = seen(cluster)
+        cluster, node = found.told, found.own[node.name]
+
         def cluster_network(family: Family) -> Iterator[Route]:
             yield Route(
                 ns=pod.ns,

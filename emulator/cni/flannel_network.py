@@ -117,8 +117,11 @@ def tunnel_to(node: Node, peer: Node, family: Family, settings: Settings = DEFAU
     )
 
 
-def route_by_node(node: Node, peer: Node, family: Family) -> Route:
-    return Route(
+def route_by_node(node: Node, peer: Node, family: Family) -> Iterator[Route]:
+    """None to a peer that claims this node's own address: the kernel takes no route by that, and flanneld logs it."""
+    if of_family(peer.addresses, family) in node.addresses:
+        return
+    yield Route(
         ns=node.ns,
         destination=of_family(peer.pod_ranges, family),
         via=of_family(peer.addresses, family),

@@ -85,8 +85,11 @@ def ipip_device(node: Node, settings: Settings) -> Iterator[AnyObject]:
     yield _address(node, IPIP_DEVICE)
 
 
-def ipip_route(node: Node, peer: Node) -> Route:
-    return Route(
+def ipip_route(node: Node, peer: Node) -> Iterator[Route]:
+    """None to a peer that claims this node's own address: the kernel takes no route by that, and flanneld logs it."""
+    if of_family(peer.addresses, 4) in node.addresses:
+        return
+    yield Route(
         ns=node.ns,
         destination=of_family(peer.pod_ranges, 4),
         via=of_family(peer.addresses, 4),

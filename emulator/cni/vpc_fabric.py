@@ -149,6 +149,11 @@ class _Fabric:
                 f"aws-vpc carries IPv4 only, and topology {topology.name} has IPv6 addresses",
                 hint="use an IPv4 topology, such as three-nodes: clusters with IPv6 prefixes on ENIs are not built",
             )
+        if any(machine.nat for machine in topology.machines):
+            raise UserError(
+                f"aws-vpc has no subnets with the same addresses, and topology {topology.name} has switches behind NAT",
+                hint="a VPC's NAT gateway is part of the section vpc: docs/topology.md",
+            )
         if not self.router:
             raise UserError(f"aws-vpc needs a name for its router, and {', '.join(NAMES)} are taken")
 

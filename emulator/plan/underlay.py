@@ -15,6 +15,7 @@ The loopback device of every namespace is up without being in the plan: whoever 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from ipaddress import ip_interface
 
 from emulator.cluster.model import Interface, LinkQuality, Machine, Switch, SwitchPort, Topology
 from emulator.plan.addressing import contains, families_of, family_of, stable_mac
@@ -24,9 +25,13 @@ from emulator.plan.model import (
     AnyObject,
     Bridge,
     BridgePort,
+    Chain,
     Impairment,
+    IptablesRules,
+    Jump,
     Namespace,
     Route,
+    Rule,
     Sysctl,
     Veth,
 )
@@ -74,6 +79,7 @@ def underlay(topology: Topology) -> Iterator[AnyObject]:
     yield from _cables(topology)
     for machine in topology.machines:
         yield from _addressing(machine)
+        yield from _masquerading(machine)
 
 
 _ROLE = {
@@ -274,6 +280,39 @@ def _addressing(machine: Machine) -> Iterator[AnyObject]:
             protocol="static",
             component=COMPONENT,
             why=route.why or "configured on the machine",
+        )
+
+
+NAT_CHAIN = "UNDERLAY-NAT"
+
+
+def _masquerading(machine: Machine) -> Iterator[IptablesRules]:
+    """What a router with NAT does to packets from the segments that it hides: they leave with its own address."""
+    hidden = [
+        (interface.name, str(ip_interface(address).network))
+        for interface in machine.interfaces
+        if interface.name in machine.nat
+        for address in interface.addresses
+    ]
+    for family in families_of(tuple(cidr for _, cidr in hidden)):
+        yield IptablesRules(
+            ns=machine.ns,
+            family=family,
+            table="nat",
+            owner="topology",
+            chains=(
+                Chain(
+                    NAT_CHAIN,
+                    tuple(
+                        Rule(("-s", cidr, "!", "-o", device, "-j", "MASQUERADE"), f"from behind {device} to outside")
+                        for device, cidr in hidden
+                        if family_of(cidr) == family
+                    ),
+                ),
+            ),
+            jumps=(Jump("POSTROUTING", Rule(("-j", NAT_CHAIN), "packets that leave the router")),),
+            component=COMPONENT,
+            why="the router hides a segment: nobody outside knows its addresses, which others may have as well",
         )
 
 
