@@ -13,6 +13,7 @@ from typing import Protocol
 from emulator.cluster.ipam import Ipam
 from emulator.cluster.model import Cluster, Machine, Node, Pod, Topology
 from emulator.plan.model import AnyObject
+from emulator.policy.enforcer import Enforcer, PolicyMode
 from emulator.proxy.model import ProxyMode
 
 ENTRY_POINTS = "cnilab.styles"
@@ -59,6 +60,10 @@ class Style(Protocol):
         cannot carry it."""
         ...
 
+    def enforcer(self, mode: PolicyMode) -> Enforcer | None:
+        """What makes network policies hold beside this CNI, a new one for each lab; None where nothing does."""
+        ...
+
     def shared(self, cluster: Cluster) -> object:
         """What of the cluster's objects a pod's plan depends on, to be compared for equality; for most nothing."""
         ...
@@ -103,6 +108,9 @@ class Plain:
 
     def router(self, cluster: Cluster, router: Machine) -> Iterable[AnyObject]:
         return ()
+
+    def enforcer(self, mode: PolicyMode) -> Enforcer | None:
+        return None
 
     def shared(self, cluster: Cluster) -> object:
         return ()

@@ -51,6 +51,8 @@ from emulator.lab.timers import Timers
 from emulator.plan.build import build
 from emulator.plan.faults import PlanFault, check, in_force, overlay
 from emulator.plan.model import Plan, Route
+from emulator.policy.enforcement import Enforcement, enforce
+from emulator.policy.enforcer import PolicyMode
 from emulator.proxy.conntrack import served
 from emulator.proxy.model import Proxy
 
@@ -86,6 +88,7 @@ class Runtime:
         machinery: Machinery,
         *,
         proxy: Beside | None = None,
+        policy_mode: PolicyMode = "faithful",
         addons: Sequence[Object] = (),
         addons_at_once: bool = False,
         wire_accurate: bool,
@@ -96,6 +99,9 @@ class Runtime:
         self.machinery = machinery
         self.proxy = proxy
         self._planned_by: Proxy | None = None
+        self.enforcer = style.enforcer(policy_mode)
+        self.enforcement: Enforcement | None = None  # of the plan in force; None where nothing enforces policies
+        self._enforced: Enforcement | None = None  # of the plan that was made last
         # They come with the first Service (or at once), after the user's own pods
         self._addons = [as_given(obj) for obj in validate_objects(addons)] if addons else []
         self._addons_at_once = addons_at_once
@@ -397,6 +403,7 @@ class Runtime:
         self._reach(old, self._side(cluster, plan, down, faults), ())
         cluster, plan = self._reported(cluster, plan, self._ipam)
         self.cluster, self.plan = cluster, plan
+        self.enforcement = self._enforced
         self._down, self._faults = down, faults
         # Their cables are new, and plugged in.
         self._unplugged = frozenset(pair for pair in self._unplugged if pair[0] not in changed)
@@ -451,6 +458,7 @@ class Runtime:
         self._addons_begun = self._addons_begun or bool(extra)
         self._ipam, self._given, self.cluster, self.plan, self._faults = ipam, given, cluster, plan, faults
         self._planned_by = self.proxy.when(cluster) if self.proxy is not None else None
+        self.enforcement = self._enforced
         self._forget_stale(before, cluster)
         self._set_timers(before, cluster, grace)
         return self._commit(before, cluster, before_given, given)
@@ -530,10 +538,18 @@ class Runtime:
     def _planned(self, cluster: Cluster, previous: tuple[Cluster, Plan] | None) -> Plan:
         proxy = self.proxy.when(cluster) if self.proxy is not None else None
         same = proxy is self._planned_by
+        if self.enforcer is not None:
+            known = [
+                one
+                for one in (self._enforced, self.enforcement)
+                if one is not None and previous is not None and one.compiled.cluster is previous[0]
+            ]
+            self._enforced = enforce(self.enforcer, cluster, known[0] if known else None)
         return build(
             cluster,
             self.style,
             proxy=proxy,
+            enforcer=self._enforced,
             wire_accurate=self.wire_accurate,
             previous=previous,
             same_proxy=same,

@@ -43,11 +43,20 @@ class ProxyPlanner(Protocol):
     def node(self, cluster: Cluster, node: Node) -> Iterable[AnyObject]: ...
 
 
+class PolicyPlanner(Protocol):
+    """What a plan needs of a policy enforcer (``emulator.policy.enforcement.Enforcement``)."""
+
+    def node(self, cluster: Cluster, node: Node) -> Iterable[AnyObject]: ...
+
+    def keeps(self, node: Node) -> bool: ...
+
+
 def build(
     cluster: Cluster,
     style: Planner,
     *,
     proxy: ProxyPlanner | None = None,
+    enforcer: PolicyPlanner | None = None,
     wire_accurate: bool = False,
     previous: tuple[Cluster, Plan] | None = None,
     same_proxy: bool = True,
@@ -56,8 +65,9 @@ def build(
 
     ``wire_accurate`` switches the offloads of every device off. ``previous`` is the cluster and plan of the step
     before; fragments are reused from it if it is of the same style and accuracy, and those of the proxy if that is the
-    ``same_proxy``. Raises nothing of its own: the
-    style's ``check`` comes first.
+    ``same_proxy``. The ``enforcer`` knows which of its own still hold; what it makes takes the place of what the style
+    made under the same key, so it has to go on making that. Raises nothing of its own: the style's ``check`` comes
+    first.
     """
     name = f"{style.name}:{style.mode}"
     old: dict[str, Fragment] = {}
@@ -106,9 +116,29 @@ def build(
             elif objects := tuple(proxy.node(cluster, node)):
                 take(key, objects)
 
+    if enforcer is not None:
+        for node in cluster.nodes:
+            key = f"policy/{node.name}"
+            if key in old and enforcer.keeps(node):
+                fragments[key] = old[key]
+            elif objects := tuple(enforcer.node(cluster, node)):
+                take(key, objects)
+            styles = f"node/{node.name}"
+            if fragments[styles] is not old.get(styles) or fragments.get(key) is not old.get(key):
+                _give_way(fragments, styles, key)
+
     plan = Plan(style=name, topology=cluster.topology.name, fragments=fragments, wire_accurate=wire_accurate)
     assert not (clashes := [] if old else duplicates(plan)), f"two objects of one key in {name}: {clashes[0]}"
     return plan
+
+
+def _give_way(fragments: dict[str, Fragment], styles: str, enforcers: str) -> None:
+    """Take out of the style's fragment what the enforcer's has in its place."""
+    theirs = {item.key for item in fragments.get(enforcers, ())}
+    mine = fragments[styles]
+    kept = tuple(item for item in mine if item.key not in theirs)
+    if len(kept) < len(mine):
+        fragments[styles] = kept
 
 
 def duplicates(plan: Plan) -> list[tuple[AnyObject, AnyObject]]:
@@ -154,6 +184,7 @@ def _reusable(before: Cluster, now: Cluster, fragments: dict[str, Fragment]) -> 
         }
     if before.nodes == now.nodes and _equal(before.services, now.services) and _equal(before.slices, now.slices):
         keep |= {f"proxy/{name}" for name in new_nodes}
+    keep |= {f"policy/{name}" for name in new_nodes}
     return {key: fragment for key, fragment in fragments.items() if key in keep}
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import msgspec
 import pytest
 
+from emulator.cluster.model import Cluster, Node
 from emulator.plan.build import build, duplicates
-from emulator.plan.model import Bridge, Namespace, Offloads, Plan, Veth, Vxlan
+from emulator.plan.model import Bridge, File, Namespace, Offloads, Plan, Veth, Vxlan
 
 STYLES = ("flannel", "flannel:host-gw", "flannel:directrouting", "calico")
 
@@ -83,3 +85,40 @@ def test_a_pod_on_the_hosts_network_has_no_namespace(planned: Any, manifest: Any
     agent["spec"]["hostNetwork"] = True
     made = planned("flannel", objects=(agent,))
     assert "pod/default/agent" not in {item.ns for item in made.of(Namespace)}
+
+
+class Refusing:
+    """An enforcer that has one file in each node, and one of the style's own in another form."""
+
+    def __init__(self, kept: Collection[str] = ()) -> None:
+        self.kept = set(kept)
+        self.asked: list[str] = []
+
+    def node(self, cluster: Cluster, node: Node) -> tuple[File, ...]:
+        self.asked.append(node.name)
+        return (File(ns=node.ns, path="/etc/policies", content=""), File(ns=node.ns, path=CONFLIST, content="policed"))
+
+    def keeps(self, node: Node) -> bool:
+        return node.name in self.kept
+
+
+CONFLIST = "/etc/cni/net.d/10-flannel.conflist"
+
+
+def test_what_an_enforcer_makes_takes_the_place_of_the_styles_own(planned: Any) -> None:
+    made = planned("flannel")
+    plan = build(made.cluster, made.style, enforcer=Refusing())
+    assert duplicates(plan) == []
+    (found,) = [item for item in plan if isinstance(item, File) and item.path == CONFLIST and item.ns == "node/n1"]
+    assert found.content == "policed"
+
+
+def test_only_nodes_whose_policies_changed_are_planned_anew(planned: Any) -> None:
+    made = planned("flannel")
+    first = build(made.cluster, made.style, enforcer=Refusing())
+    enforcer = Refusing({"n1", "n3"})
+    second = build(made.cluster, made.style, enforcer=enforcer, previous=(made.cluster, first))
+    assert enforcer.asked == ["n2"]
+    assert second.fragments["policy/n1"] is first.fragments["policy/n1"]
+    assert second.fragments["node/n1"] is first.fragments["node/n1"]
+    assert second == first
