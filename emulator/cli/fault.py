@@ -45,7 +45,7 @@ def command(kind: str, target: str, lab: str | None, mend: bool, as_json: bool, 
     """
     fields = {name: value for name, value in wish.items() if value is not None}
     found = connect(lab)
-    found.fault(kind, target, **({"mend": True} if mend else {}), **fields)  # type: ignore[arg-type]
+    found.fault(kind, target, **({"mend": True} if mend else {}), **fields)
     faults = found.status().faults
     if as_json:
         output.print_json({"faults": faults})

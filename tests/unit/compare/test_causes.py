@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from emulator.capture.model import Direction, Hop, Journey, Packet, Reason, Tunnel
 from emulator.compare.causes import causes
 from emulator.compare.comparison import Column, FlowColumn
