@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from emulator.cluster import validation
+from emulator.cluster.collection import no_collection
 from emulator.cluster.decode import Fault
 from emulator.cluster.kinds import INITIAL_NAMESPACES, Kind, kind_of
 from emulator.cluster.manifest_files import Given, expanded, parse_manifests, read_manifests
@@ -72,6 +73,7 @@ def load_manifests(sources: Sequence[str | Path], *, namespaces: Iterable[str] =
     return load(sources, namespaces=namespaces).objects
 
 
+@no_collection()
 def load(sources: Sequence[str | Path], *, namespaces: Iterable[str] = ()) -> Loaded:
     """The objects of files, folders (``*.yaml``, ``*.yml``, ``*.json`` below them, sorted) and ``-``, standard input.
 
@@ -82,6 +84,7 @@ def load(sources: Sequence[str | Path], *, namespaces: Iterable[str] = ()) -> Lo
     return _checked(read_manifests(sources, problems), problems, namespaces)
 
 
+@no_collection()
 def parse(text: str, source: str = "<text>", *, namespaces: Iterable[str] = ()) -> Loaded:
     """The objects of a YAML text. Raises ManifestError with every problem."""
     problems: list[Problem] = []
@@ -95,6 +98,7 @@ def validate_objects(
     return validate(objects, source, namespaces=namespaces).objects
 
 
+@no_collection()
 def validate(objects: Sequence[Object], source: str = "<api>", *, namespaces: Iterable[str] = ()) -> Loaded:
     """Objects that came by another way than a file (the API), checked and completed, as copies."""
     given = [part for value in objects for part in expanded(Given(value, source, ""), 0)]

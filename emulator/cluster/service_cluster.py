@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from emulator.cluster.collection import no_collection
 from emulator.cluster.endpoints import Inputs, endpoint_slices
 from emulator.cluster.load_balancer import with_addresses
 from emulator.cluster.model import Cluster
@@ -17,6 +18,7 @@ Object = dict[str, Any]
 _ENDPOINTS = (("discovery.k8s.io/v1", "EndpointSlice"), ("v1", "Endpoints"))
 
 
+@no_collection()
 def with_services(cluster: Cluster, previous: Cluster | None = None, *, down: Iterable[str] = ()) -> Cluster:
     """``cluster`` with the records of the Services among its objects, and with their endpoints.
 

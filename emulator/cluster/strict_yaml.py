@@ -31,7 +31,7 @@ _CONSTANTS: dict[str, bool | None] = {
 _INTEGER = re.compile(r"[-+]?(?:0b[01]+|0o?[0-7]+|0x[0-9a-fA-F]+|0|[1-9][0-9]*)", re.ASCII)
 _FLOAT = re.compile(r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?", re.ASCII)
 _NUMERIC_START = frozenset("0123456789+-.")
-_INT64_DIGITS = 20  # characters of the longest 64-bit integer; Go reads longer ones as floating point
+INT64_DIGITS = 20  # characters of the longest 64-bit integer; Go reads longer ones as floating point
 
 
 class Malformed(Exception):
@@ -186,7 +186,7 @@ def _plain(text: str) -> Any:
         return _CONSTANTS[text]
     if text[0] not in _NUMERIC_START:
         return text
-    if _INTEGER.fullmatch(text) and len(text) <= _INT64_DIGITS:
+    if _INTEGER.fullmatch(text) and len(text) <= INT64_DIGITS:
         digits = text.lstrip("+-")
         if len(digits) > 1 and digits[0] == "0" and digits[1].isdigit():
             return int(text, 8)

@@ -26,6 +26,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface, ip_network
 
+from emulator.cluster.collection import no_collection
 from emulator.cluster.model import Cluster, Node
 from emulator.cluster.services import EndpointSlice, Service, ServicePort
 from emulator.plan.model import AnyObject, Family, Jump, ProxyRules, Rule, Sysctl
@@ -136,6 +137,7 @@ class IptablesProxy:
 
     # ------------------------------------------------------------ Services
 
+    @no_collection()
     def _sync(self, cluster: Cluster, family: Family) -> _Sync:
         """The family's Services, with what is held of those that are as they were."""
         last = self._syncs.get(family)
@@ -191,6 +193,7 @@ class IptablesProxy:
             why=f"{len(sync.held)} Services" if len(sync.held) != 1 else "1 Service",
         )
 
+    @no_collection()
     def _tables(self, sync: _Sync, node: Node, family: Family, addresses: Sequence[str]) -> dict[str, dict[str, str]]:
         settings = self._settings
         pods = next((str(ip_network(each)) for each in settings.pod_cidrs if (":" in each) == (family == 6)), "")

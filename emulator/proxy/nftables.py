@@ -26,6 +26,7 @@ from ipaddress import ip_address, ip_network
 
 import msgspec
 
+from emulator.cluster.collection import no_collection
 from emulator.cluster.model import Cluster, Node
 from emulator.cluster.services import EndpointSlice, Service, ServicePort
 from emulator.errors import UserError
@@ -125,6 +126,7 @@ class NftablesProxy:
             known = {service.key for service in cluster.services}
             self._made = {key: made for key, made in self._made.items() if key[0] in known}
 
+    @no_collection()
     def _table(self, cluster: Cluster, node: Node, family: Family) -> NftRules:
         parts: dict[str, NftPart] = {}
         claimed = False

@@ -285,6 +285,8 @@ def test_standard_input_is_a_dash(monkeypatch: pytest.MonkeyPatch) -> None:
         ("a.json", b'{"a": 1, "a": 2}', 'key "a" is given twice'),
         ("a.json", b'{"a": NaN}', "not valid JSON: NaN"),
         ("a.json", b"[" * 100_000, "nested too deep"),
+        ("a.json", b"[" * 101 + b"]" * 101, "nested more than 100 levels deep"),
+        ("a.json", b'{"a": 1e999}', "the number 1e999 is too large"),
         ("a.yaml", b"just text", "not a Kubernetes object: a mapping is expected"),
         ("a.yaml", b'a: "\\ud800"', ""),
     ],
@@ -311,3 +313,43 @@ def test_a_path_that_is_not_there_and_an_empty_folder_are_told_together(tmp_path
 def test_ten_thousand_objects_are_told_apart_quickly() -> None:
     things = [{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": f"c{n}"}} for n in range(10_000)]
     assert len(validate(things).objects) == 10_000
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "1",
+        "-0",
+        "1.50",
+        "1e3",
+        "123456789012345678901234567890",
+        '"22:22"',
+        '"a\\u00e9\\n"',
+        "[[]]",
+        '{"<<": {"a": null}}',
+    ],
+)
+def test_json_among_yaml_reads_as_yaml_does(value: str) -> None:
+    text = f'\n{{"apiVersion": "example.com/v1", "kind": "Thing", "metadata": {{"name": "a"}}, "spec": {value}}}'
+
+    (quick,) = parse(text).objects
+
+    (slow,) = parse(f"# not JSON\n{text}").objects
+    assert quick == slow
+    assert repr(quick["spec"]) == repr(slow["spec"])
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"kind": "Pod",\n "kind": "Pod"}', 'line 2: key "kind" is given twice'),
+        ('\n{"a": ' + "[" * 100 + "]" * 100 + "}", "line 2: nested more than 100 levels deep"),
+        ('{"a": ' + "[" * 50_000, "line 1: nested more than 100 levels deep"),
+        ('{"a": "\x01"}', "control characters are not allowed"),
+        ('\n\n{"kind": "Pod"}', "line 3: apiVersion"),
+    ],
+)
+def test_json_among_yaml_is_refused_as_yaml_is(text: str, reason: str) -> None:
+    with pytest.raises(ManifestError) as caught:
+        parse(text)
+    assert reason in str(caught.value)
