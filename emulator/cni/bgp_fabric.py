@@ -28,6 +28,13 @@ def addresses_of(machine: Machine) -> tuple[str, ...]:
     return tuple(address.partition("/")[0] for item in machine.interfaces for address in item.addresses)
 
 
+def identifiers(cluster: Cluster, machines: Mapping[str, Machine]) -> dict[str, str]:
+    """The BGP identifiers of all speakers, unless they are told another one: a node's is the address that it is known
+    by."""
+    known = {node.name: node.addresses for node in cluster.nodes}
+    return {name: router_id(name, (*known.get(name, ()), *addresses_of(machine))) for name, machine in machines.items()}
+
+
 def protocol_name(scope: str, address: str, port: int = 0) -> str:
     """How a session is called in BIRD: ``Mesh_192_168_50_12``."""
     return f"{scope}_{address.replace('.', '_').replace(':', '_')}" + (f"_port_{port}" if port else "")

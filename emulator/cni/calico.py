@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 from emulator.cluster import ipam as address_managers
 from emulator.cluster.model import Cluster, Machine, Node, Pod, Topology
+from emulator.cni.calico_addresses import check_conflicts, detected
 from emulator.cni.calico_bgp import borrowed_routes, check_reachable, node_bgp, router_bgp
 from emulator.cni.calico_ipam import CalicoIpam
 from emulator.cni.calico_pods import FELIX, wire_pod, workload_endpoints
@@ -88,21 +89,27 @@ class Calico(Plain):
         return MODES[self.mode][1]
 
     def settings(self, cluster: Cluster) -> Settings:
-        """What the cluster's Calico resources say. Raises ManifestError."""
+        """What the cluster's Calico resources say, of a cluster as calico-node sees it. Raises ManifestError."""
         if not (_latest and _latest[0][0] is cluster and _latest[0][1] == self._default):
             found = read_settings(cluster.objects, cluster.nodes, cluster.topology.pod_cidrs, self._default)
             _latest[:] = [(cluster, self._default, found)]
         return _latest[0][2]
 
+    def speaks_bgp(self, cluster: Cluster) -> str:
+        return "Calico's BIRD" if self.settings(cluster).runs_bird else ""
+
     def shared(self, cluster: Cluster) -> object:
-        """Pods depend on the pools (their MTU) and the peerings (who hears of a borrowed address)."""
-        return self.settings(cluster)
+        """Pods depend on the pools and the nodes' interfaces (their MTU), and on the peerings and the nodes' addresses
+        (who hears of a borrowed address)."""
+        cluster = detected(cluster)
+        return self.settings(cluster), tuple((node.mtu, node.addresses) for node in cluster.nodes)
 
     def ipam(self, topology: Topology) -> address_managers.Ipam:
         """Blocks of 64 addresses with affinity to a node, unless IPPools say otherwise."""
         return CalicoIpam(topology.pod_cidrs, self._default)
 
     def check(self, cluster: Cluster) -> None:
+        cluster = detected(cluster)
         settings = self.settings(cluster)
         check_nodes(self.name, cluster, lambda node: pod_mtu(settings, node))
         if 6 in families_of(cluster.topology.pod_cidrs) and self._default.kind == "ipip":
@@ -110,11 +117,14 @@ class Calico(Plain):
                 f"calico:{self.mode} carries IPv4 only: IP-in-IP has no room for IPv6",
                 hint="use calico or calico:vxlan, or a topology with IPv4 pod CIDRs alone",
             )
+        check_conflicts(cluster)
         check_reachable(cluster, settings)
 
     # -- a node ---------------------------------------------------------------------------------------------
 
     def node(self, cluster: Cluster, node: Node) -> Iterator[AnyObject]:
+        cluster = detected(cluster)
+        node = cluster.node(node.name)
         settings, families = self.settings(cluster), families_of(cluster.topology.pod_cidrs)
         yield _cni_configuration(node)
         for family in families:
@@ -127,12 +137,15 @@ class Calico(Plain):
             yield from node_bgp(cluster, node, settings)
 
     def router(self, cluster: Cluster, router: Machine) -> Iterable[AnyObject]:
+        cluster = detected(cluster)
         settings = self.settings(cluster)
         return router_bgp(cluster, router, settings) if settings.runs_bird else ()
 
     # -- a pod ----------------------------------------------------------------------------------------------
 
     def pod(self, cluster: Cluster, node: Node, pod: Pod) -> Iterator[AnyObject]:
+        cluster = detected(cluster)
+        node = cluster.node(node.name)
         settings = self.settings(cluster)
         yield from wire_pod(cluster, node, pod, mtu=pod_mtu(settings, node), ipam="calico-ipam")
         for address in pod.addresses:

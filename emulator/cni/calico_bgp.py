@@ -26,6 +26,7 @@ from emulator.cni.bgp_fabric import (
     addresses_of,
     fabric_sessions,
     gateway,
+    identifiers,
     lost,
     owners,
     protocol_name,
@@ -38,7 +39,7 @@ from emulator.errors import ManifestError, Problem, UserError
 from emulator.plan.addressing import contains, families_of, family_of, host_prefix, of_family
 from emulator.plan.model import AnyObject, Daemon, Family, File, Route
 from emulator.routing.bgp import Path, Session, settle
-from emulator.routing.bird import FamilyRouting, Peer, Speaker, bird_config, hashed_router_id, router_id
+from emulator.routing.bird import FamilyRouting, Peer, Speaker, bird_config, hashed_router_id
 from emulator.routing.bird_router import RouterFamily
 
 CONFD = "confd"
@@ -116,7 +117,7 @@ def network_of(cluster: Cluster, settings: Settings) -> Network:
 def router_ids(cluster: Cluster, machines: Mapping[str, Machine]) -> dict[str, str]:
     """The BGP identifiers of all speakers. On nodes ``CALICO_ROUTER_ID`` of calico-node counts: ``hash``, or an address
     that its DaemonSet gives to all of them alike. Raises ManifestError."""
-    ids = {name: router_id(name, addresses_of(machine)) for name, machine in machines.items()}
+    ids = identifiers(cluster, machines)
     for node, environment in environments(cluster, CALICO_NODE).items():
         wish = environment.get(ROUTER_ID, "")
         if not wish:
@@ -383,7 +384,7 @@ def check_reachable(cluster: Cluster, settings: Settings) -> None:
     not know the pods, or no session."""
     network = network_of(cluster, settings)
     # Identifiers that clash are a fault for people to see, not a network that was never meant to work.
-    own = {name: router_id(name, addresses_of(machine)) for name, machine in network.machines.items()}
+    own = identifiers(cluster, network.machines)
     if network.router_ids != own:
         network = replace(network, router_ids=own, _found={})
     owner_of = owners(cluster.topology.machines)

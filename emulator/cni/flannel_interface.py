@@ -17,7 +17,7 @@ Sources: flannel-io/flannel main.go, pkg/ipmatch/match.go (LookupExtIface), pkg/
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -31,6 +31,7 @@ from emulator.cni.node_interfaces import (
     by_name,
     of_default_route,
     of_interface,
+    of_other_families,
     seen_as,
     towards,
     with_address,
@@ -77,7 +78,7 @@ def _seen(cluster: Cluster, options: dict[str, Options]) -> Seen:
         public = {family: _annotated(node, NODE_PUBLIC[family], family) for family in families}
         public = {family: public[family] or (said.public if family == 4 else said.public_v6) for family in families}
         found = _Lookup(machines[node.name], families, public).interface(said)
-        own[node.name] = seen_as(node, (*found, *_of_other_families(found, families))) if found else node
+        own[node.name] = seen_as(node, (*found, *of_other_families(found, families))) if found else node
         inside = own[node.name].addresses
         outside = {family: public[family] or of_family(inside, family) for family in families}
         if any(outside[family] != of_family(inside, family) for family in families):
@@ -89,15 +90,6 @@ def _seen(cluster: Cluster, options: dict[str, Options]) -> Seen:
     if all(known == node for known, node in zip(nodes, cluster.nodes, strict=True)):
         return Seen({node.name: node for node in cluster.nodes}, cluster)
     return Seen(own, msgspec.structs.replace(cluster, nodes=tuple(nodes)), tuple(nat))
-
-
-def _of_other_families(found: Sequence[Found], families: Sequence[Family]) -> Iterator[Found]:
-    """What else the interface has: WireGuard may run over a family that pods have not."""
-    others: tuple[Family, ...] = (4, 6)
-    for family in others:
-        one = of_interface(found[0].interface, family)
-        if family not in families and one is not None:
-            yield one
 
 
 def _annotated(node: Node, name: str, family: Family) -> str:

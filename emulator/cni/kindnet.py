@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from emulator.cluster import ipam as address_managers
 from emulator.cluster.model import Cluster, Node, Pod, Topology
-from emulator.cni.limits import check_nodes
+from emulator.cni.limits import check_distinct, check_nodes
 from emulator.cni.segments import strangers
 from emulator.cni.style import Plain
 from emulator.cni.styles import pick_mode
@@ -74,6 +74,7 @@ class Kindnet(Plain):
 
     def check(self, cluster: Cluster) -> None:
         check_nodes(self.name, cluster, lambda node: node.mtu)
+        check_distinct(self.name, cluster)
         if pair := strangers(cluster.nodes, cluster.topology.pod_cidrs):
             raise UserError(
                 f"kindnet needs all nodes on one L2 segment, and {pair[0].name} and {pair[1].name} share none: "

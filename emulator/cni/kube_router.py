@@ -28,7 +28,7 @@ from emulator.cni.bgp_fabric import gateway, lost, owners, router_daemon
 from emulator.cni.bridge_plugin import bridged_pod, gateway_bridge
 from emulator.cni.kube_router_bgp import Network, network_of, same_subnet
 from emulator.cni.kube_router_firewall import COMPONENT, LocalPod, firewall
-from emulator.cni.limits import check_nodes
+from emulator.cni.limits import check_distinct, check_nodes
 from emulator.cni.style import Plain
 from emulator.cni.styles import pick_mode
 from emulator.errors import UserError
@@ -108,12 +108,16 @@ class KubeRouter(Plain):
         filters = ("iptables", "iptables-restore", "bridge-nf", "ipset", "ipset-program")
         return ("veth", "bridge", *filters, *overlay, "bird")
 
+    def speaks_bgp(self, cluster: Cluster) -> str:
+        return "kube-router"
+
     def ipam(self, topology: Topology) -> address_managers.Ipam:
         """A /24 (IPv6: /64) of the cluster network for each node, addresses from .2 on: .1 is the bridge."""
         return address_managers.HostLocal(topology.pod_cidrs)
 
     def check(self, cluster: Cluster) -> None:
         check_nodes(self.name, cluster, lambda node: node.mtu)
+        check_distinct(self.name, cluster)
         network = network_of(cluster)
         owner_of = owners(cluster.topology.machines)
         machines = {machine.name: machine for machine in cluster.topology.machines}

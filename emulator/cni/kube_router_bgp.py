@@ -23,12 +23,12 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 from emulator.cluster.model import Cluster, Machine, Node
-from emulator.cni.bgp_fabric import addresses_of, fabric_sessions, protocol_name, router_end
+from emulator.cni.bgp_fabric import addresses_of, fabric_sessions, identifiers, protocol_name, router_end
 from emulator.errors import UserError
 from emulator.plan.addressing import contains, families_of, family_of, of_family
 from emulator.plan.model import Family
 from emulator.routing.bgp import Path, Session, settle
-from emulator.routing.bird import PASSWORD, router_id
+from emulator.routing.bird import PASSWORD
 
 PREFIX = "kube-router.io/"
 CLUSTER_ASN = 64512  # --cluster-asn: network_routes_controller.go
@@ -104,7 +104,7 @@ class Network:
         sessions = [
             each for each in self.sessions if family_of(each.local_address) == family or self._between_nodes(each)
         ]
-        ids = {name: router_id(name, addresses_of(machine)) for name, machine in self.machines.items()}
+        ids = identifiers(self.cluster, self.machines)
 
         def exports(speaker: str, prefix: str) -> bool:
             said = self.annotated.get(speaker)

@@ -14,6 +14,20 @@ LEAST_MTU = {
 }
 
 
+def check_distinct(style: str, cluster: Cluster) -> None:
+    """Raise UserError if two nodes have the same InternalIP: ``style`` routes by it, and no kernel takes a route by an
+    address of its own."""
+    owner: dict[str, str] = {}
+    for node in cluster.nodes:
+        for address in node.addresses:
+            if owner.setdefault(address, node.name) != node.name:
+                raise UserError(
+                    f"{style} routes by the nodes' InternalIPs, and {owner[address]} and {node.name} have the same one, "
+                    f"{address}",
+                    hint="give the nodes a nodeIP in the topology, as --node-ip does for a kubelet",
+                )
+
+
 def check_nodes(style: str, cluster: Cluster, pod_mtu: Callable[[Node], int]) -> None:
     """Raise UserError for the first node that ``style`` cannot put pods on; ``pod_mtu`` is what it leaves them."""
     for node in cluster.nodes:

@@ -7,7 +7,7 @@ from them need not know of the difference.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_interface
 
@@ -43,6 +43,16 @@ def of_interface(interface: Interface, family: Family) -> Found | None:
         if family_of(address) == family and not ip_interface(address).is_link_local:
             return Found(interface, address)
     return None
+
+
+def of_other_families(found: Sequence[Found], families: Sequence[Family]) -> Iterator[Found]:
+    """What else the interface has, beside addresses of the pods' ``families``: WireGuard may run over it, and BGP is
+    identified by it."""
+    others: tuple[Family, ...] = (4, 6)
+    for family in others:
+        one = of_interface(found[0].interface, family)
+        if family not in families and one is not None:
+            yield one
 
 
 def with_address(machine: Machine, address: str) -> Found | None:

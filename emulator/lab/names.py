@@ -77,11 +77,11 @@ def resolve(cluster: Cluster, text: str) -> Place:
         if pod is not None:
             return _at_pod(pod)
         if machine is not None:
-            return _at_machine(machine)
+            return _at_machine(cluster, machine)
     elif head in ("node", "host", "router"):
         machine = _machine(cluster, rest)
         if machine is not None and machine.kind == head:
-            return _at_machine(machine)
+            return _at_machine(cluster, machine)
     elif head in (*SERVICES, *BALANCERS):
         return _at_service(cluster, text, rest, balanced=head in BALANCERS)
     else:
@@ -209,9 +209,11 @@ def _at_service(cluster: Cluster, text: str, rest: str, *, balanced: bool) -> Pl
     raise NotFound(f"there is no Service {namespace}/{name} in this lab", hint=hint)
 
 
-def _at_machine(machine: Machine) -> Place:
-    addresses = tuple(address.partition("/")[0] for interface in machine.interfaces for address in interface.addresses)
-    return Place(machine.ns, machine.ns, addresses, machine=machine)
+def _at_machine(cluster: Cluster, machine: Machine) -> Place:
+    """All its addresses; of a node those first that Kubernetes knows it by."""
+    addresses = [address.partition("/")[0] for interface in machine.interfaces for address in interface.addresses]
+    internal = [address for node in cluster.nodes if node.name == machine.name for address in node.addresses]
+    return Place(machine.ns, machine.ns, tuple(dict.fromkeys((*internal, *addresses))), machine=machine)
 
 
 def _near(cluster: Cluster, text: str) -> str:
