@@ -21,6 +21,7 @@ def command(
     wire_accurate: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Show what every namespace of TOPOLOGY would hold under a style, and why; nothing is done, no root is needed."""
+    from emulator.balancer.load import load_balancer
     from emulator.cluster.assemble import assemble
     from emulator.cluster.manifests import load
     from emulator.cluster.topology import load_topology
@@ -41,5 +42,9 @@ def command(
         cluster = assemble(resolved, objects, chosen.ipam(resolved))
         chosen.check(cluster)
         beside = Beside(spec, chosen, resolved)
-        plan = build(cluster, chosen, proxy=beside.when(cluster), wire_accurate=wire_accurate)
+        balancer = load_balancer(resolved, chosen)
+        if balancer is not None:
+            balancer.check(cluster)
+            output.notes([*cluster.pending, *balancer.notices(cluster)])
+        plan = build(cluster, chosen, proxy=beside.when(cluster), balancer=balancer, wire_accurate=wire_accurate)
     click.echo(render.as_json(plan) if as_json or form == "json" else render.as_text(plan), nl=False)

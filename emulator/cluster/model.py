@@ -212,7 +212,7 @@ class LoadBalancer(msgspec.Struct, frozen=True, omit_defaults=True):
 
     MetalLB announces from ``nodes`` (empty: all); in mode BGP as ``asn``, to the routers ``peers`` (empty: each that
     has an AS number and shares a link with the node), with ``hold_time`` in seconds. A cloud's balancer is the router
-    or host ``machine``; it sends to ``targets`` node ports, pods, or nodes with the packet as it is, and unless
+    ``machine``; it sends to ``targets`` node ports, pods, or nodes with the packet as it is, and unless
     ``preserve_client_ip`` as itself; ``proxy``: it says so in the status (``ipMode: Proxy``).
     """
 

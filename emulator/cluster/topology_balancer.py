@@ -171,12 +171,12 @@ def _inside(one: AddressRange, text: str) -> bool:
 def _check_cloud(
     entry: LoadBalancerEntry, ranges: Iterable[AddressRange], machines: Sequence[Machine], faults: Faults
 ) -> None:
-    known = {one.name: one for one in machines if one.kind != "node"}
+    known = {one.name: one for one in machines if one.kind == "router"}
     machine = known.get(entry.machine or "")
     if entry.machine is None:
-        _fault(faults, "machine", validation.required("the router or host that balances"))
+        _fault(faults, "machine", validation.required("the router that balances"))
     elif machine is None:
-        reason = "there is no router or host of this name" + near(entry.machine, [*known])
+        reason = "there is no router of this name" + near(entry.machine, [*known])
         _fault(faults, "machine", validation.invalid(entry.machine, reason))
     if entry.targets is not None and entry.targets not in get_args(BalancerTargets):
         _fault(faults, "targets", validation.unsupported(entry.targets, get_args(BalancerTargets)))
@@ -189,9 +189,6 @@ def _check_cloud(
         field = "ipMode" if entry.ip_mode == "Proxy" else "preserveClientIP"
         reason = "packets that are passed through keep both addresses: nodes take them by their rules for the address"
         _fault(faults, field, validation.forbidden(reason))
-    keeps = passthrough or bool(entry.preserve_client_ip)
-    if keeps and machine.kind != "router":
-        _fault(faults, "machine", validation.invalid(machine.name, "must be a router, for it forwards what it gets"))
     if bool(entry.preserve_client_ip) and not passthrough:
         for node in machines:
             if node.kind == "node" and not _is_gateway(machine, node):

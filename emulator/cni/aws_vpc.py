@@ -140,6 +140,10 @@ class AwsVpc(Plain):
         """EKS starts kube-proxy without a cluster CIDR: pods have addresses of the VPC's subnets, as nodes have."""
         return ()
 
+    @property
+    def strict_underlay(self) -> str:
+        return "a VPC carries no ARP of its machines, and delivers to no address but those of its network interfaces"
+
     def prepare(self, topology: Topology) -> Topology:
         """The topology laid over a VPC."""
         return lay_fabric(topology)

@@ -50,6 +50,16 @@ class Style(Protocol):
         the real system gives it none."""
         ...
 
+    def speaks_bgp(self, cluster: Cluster) -> str:
+        """What of the style has the BGP port of the nodes, for people; empty where it is free."""
+        ...
+
+    @property
+    def strict_underlay(self) -> str:
+        """Why addresses that the underlay does not know cannot be announced on it, where the style lives in such a one;
+        empty for a plain network."""
+        ...
+
     def prepare(self, topology: Topology) -> Topology:
         """The underlay as this style finds it, before anything is built: a cloud's style lays its fabric over the
         switches. Most take it as it is."""
@@ -99,6 +109,13 @@ class Plain:
     @property
     def proxies(self) -> tuple[ProxyMode, ...]:
         return ("iptables",)
+
+    @property
+    def strict_underlay(self) -> str:
+        return ""
+
+    def speaks_bgp(self, cluster: Cluster) -> str:
+        return ""
 
     def pod_traffic(self, topology: Topology) -> tuple[str, ...]:
         return topology.pod_cidrs

@@ -24,12 +24,14 @@ from emulator.plan.model import Route
 
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE = 0x40, 0x400
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_TABLE = 1, 4, 5, 15
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_MULTIPATH, RTA_TABLE = 1, 4, 5, 9, 15
+NEXT_HOP = struct.Struct("=HBBi")  # struct rtnexthop: length, flags, weight less one, device index
 RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
 SHOWN = 5  # routes named in the message; the number of the others follows
 TICK = 0.5  # seconds between two looks at the daemons, and between two words about them
 
-Seen = tuple[str, str, int, int, int]  # destination, gateway, device index, table, type
+Hops = frozenset[tuple[str, int]]  # gateway and device index
+Seen = tuple[str, Hops, int, int]  # destination, next hops, table, type
 
 
 def read_route(body: memoryview) -> Seen:
@@ -38,10 +40,27 @@ def read_route(body: memoryview) -> Seen:
     found = attributes(body, RTMSG.size)
     size = 4 if family == socket.AF_INET else 16
     network = socket.inet_ntop(family, bytes(found[RTA_DST]) if RTA_DST in found else bytes(size))
-    via = socket.inet_ntop(family, bytes(found[RTA_GATEWAY])) if RTA_GATEWAY in found else ""
-    index = int(struct.unpack("=I", found[RTA_OIF])[0]) if RTA_OIF in found else 0
     number = int(struct.unpack("=I", found[RTA_TABLE])[0]) if RTA_TABLE in found else table
-    return f"{network}/{length}", via, index, number, kind
+    return f"{network}/{length}", read_hops(family, found), number, kind
+
+
+def read_hops(family: int, found: dict[int, memoryview]) -> Hops:
+    """The next hops in a route's attributes; one without gateway for a route that needs none."""
+    if RTA_MULTIPATH not in found:
+        index = int(struct.unpack("=I", found[RTA_OIF])[0]) if RTA_OIF in found else 0
+        return frozenset({(_gateway(family, found), index)})
+    hops, data = set(), found[RTA_MULTIPATH]
+    while len(data) >= NEXT_HOP.size:
+        length, _, _, index = NEXT_HOP.unpack_from(data)
+        if length < NEXT_HOP.size:
+            break
+        hops.add((_gateway(family, attributes(data[:length], NEXT_HOP.size)), index))
+        data = data[(length + 3) & ~3 :]
+    return frozenset(hops)
+
+
+def _gateway(family: int, found: dict[int, memoryview]) -> str:
+    return socket.inet_ntop(family, bytes(found[RTA_GATEWAY])) if RTA_GATEWAY in found else ""
 
 
 class _Watch:
@@ -81,13 +100,14 @@ class _Watch:
             self.look()  # announcements were lost
 
     def _is(self, item: Route, seen: Seen) -> bool:
-        destination, via, index, table, kind = seen
-        return (
-            item.destination == destination
-            and item.table == table
-            and TYPES[item.type] == kind
-            and (not item.via or item.via == via)
-            and (not item.device or self._indexes.get(item.device) == index)
+        destination, hops, table, kind = seen
+        if (item.destination, item.table, TYPES[item.type]) != (destination, table, kind):
+            return False
+        if item.hops:
+            return hops == {(via, self._indexes.get(device, 0)) for via, device in item.hops}
+        return len(hops) == 1 and all(
+            (not item.via or item.via == via) and (not item.device or self._indexes.get(item.device) == index)
+            for via, index in hops
         )
 
 

@@ -17,6 +17,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from emulator.kernel import rules_readback
+from emulator.kernel.learned import RTA_MULTIPATH, read_hops
 from emulator.kernel.messages import (
     IFA_F_NOPREFIXROUTE,
     NTF_SELF,
@@ -126,11 +127,13 @@ class SeenRoute(NamedTuple):
     metric: int
     mtu: int
     table: int
+    hops: frozenset[tuple[str, str]] = frozenset()  # several gateways, each with its device
 
     def __str__(self) -> str:
         words = [self.destination]
         words += ["via", self.via] if self.via else []
         words += ["dev", self.device] if self.device else []
+        words += [f"nexthop via {via} dev {device}" for via, device in sorted(self.hops)]
         return " ".join([*words, f"proto {self.protocol} scope {self.scope} type {self.type} table {self.table}"])
 
 
@@ -328,6 +331,7 @@ class _Comparison:
                 item.metric or (IP6_METRIC if v6 and not item.learned else 0),
                 item.mtu,
                 item.table,
+                frozenset(item.hops),
             )
             planned[key] = describe(item)
         return planned
@@ -383,8 +387,12 @@ class _Comparison:
             _number(found.get(RTA_PRIORITY)),
             _number(metrics.get(RTAX_MTU)),
             _number(found.get(RTA_TABLE)) or table,
+            self._hops(family, found) if RTA_MULTIPATH in found else frozenset(),
         )
         return route, flags
+
+    def _hops(self, family: int, found: dict[int, memoryview]) -> frozenset[tuple[str, str]]:
+        return frozenset((via, self.names.get(index, str(index))) for via, index in read_hops(family, found))
 
     def _neighbours(self) -> dict[tuple[str, str, str], str]:
         there = {}

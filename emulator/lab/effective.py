@@ -22,7 +22,7 @@ def without_nodes(plan: Plan, cluster: Cluster, down: Collection[str]) -> Plan:
     fragments = {name: objects for name, objects in plan.fragments.items() if name not in gone and name not in theirs}
     loose = _loose_ends(plan, gone)
     for name, objects in fragments.items():
-        if name == UNDERLAY or name.startswith("router/"):
+        if name == UNDERLAY or name.startswith(("router/", "balancer/router/")):
             fragments[name] = _uncabled(objects, gone, loose)
     return msgspec.structs.replace(plan, fragments=fragments)
 
@@ -30,8 +30,8 @@ def without_nodes(plan: Plan, cluster: Cluster, down: Collection[str]) -> Plan:
 def learned_routes(
     plan: Plan, cluster: Cluster, *, to: Collection[str] | None = None, unlike: Plan | None = None
 ) -> list[Route]:
-    """The routes that routing daemons bring; with ``to``, those that lead to the pods of these nodes; with ``unlike``,
-    only of fragments that are not the very same there."""
+    """The routes that routing daemons bring; with ``to``, those that lead to the pods of these nodes or by their
+    addresses; with ``unlike``, only of fragments that are not the very same there."""
     other = unlike.fragments if unlike is not None else {}
     found = [
         item
@@ -45,7 +45,10 @@ def learned_routes(
     ranges = {cidr for node in cluster.nodes if node.name in to for cidr in node.pod_ranges}
     # An address of another node's block is announced by itself.
     ranges |= {host_prefix(address) for pod in cluster.pods if pod.node in to for address in pod.addresses}
-    return [item for item in found if item.destination in ranges]
+    by = {address for node in cluster.nodes if node.name in to for address in node.addresses}
+    return [
+        item for item in found if item.destination in ranges or item.via in by or any(via in by for via, _ in item.hops)
+    ]
 
 
 def _loose_ends(plan: Plan, gone: set[str]) -> set[tuple[str, str]]:

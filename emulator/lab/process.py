@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from emulator.errors import CnilabError
+from emulator.errors import CnilabError, Unsupported
 from emulator.lab.records import Boot, LabStatus
 
 if TYPE_CHECKING:
+    from emulator.balancer.model import Balancer
     from emulator.cluster.model import Cluster, Topology
     from emulator.cni.service_proxy import Beside
     from emulator.lab.runtime import Runtime
@@ -98,6 +99,7 @@ def main() -> int:
 
 def _wire(boot: Boot, reporter: Reporter) -> Any:
     reporter.progress("starting")
+    from emulator.balancer.load import load_balancer
     from emulator.cluster.addons import kubernetes_service
     from emulator.cni.service_proxy import Beside
     from emulator.cni.styles import load_style, style_key
@@ -117,12 +119,17 @@ def _wire(boot: Boot, reporter: Reporter) -> Any:
         return [feature.name for feature in probe_for_use(names).values() if not feature.usable]
 
     proxy = Beside(boot.style, style, boot.topology, missing)
+    balancer = load_balancer(boot.topology, style)
+    if balancer is not None and (lacking := missing(balancer.requires)):
+        names = ", ".join(lacking)
+        raise Unsupported(f"{balancer.title} is not possible here: there is no {names}", features=tuple(lacking))
     machinery = Machinery(allow_missing=boot.allow_missing)
     runtime = Runtime(
         boot.topology,
         style,
         machinery,
         proxy=proxy,
+        balancer=balancer,
         addons=[kubernetes_service(boot.topology), *(_dns_addons(boot.topology) if boot.dns != "off" else [])],
         addons_at_once=boot.dns == "on",
         wire_accurate=boot.wire_accurate,
@@ -151,19 +158,24 @@ def _wire(boot: Boot, reporter: Reporter) -> Any:
             setup_seconds=taken,
             phases=reporter.phases,
             down_nodes=tuple(sorted(runtime.down_nodes)),
-            choices={**machinery.choices, **_proxy_in(proxy, cluster)},
+            choices={**machinery.choices, **_proxy_in(proxy, cluster), **_balancer_in(balancer)},
             labels=(*machinery.labels, *_instead(proxy)),
             daemons=machinery.daemons(),
             processes=machinery.processes(),
             faults=_faults(runtime),
-            notices=(*substitutions(cluster.pods), *machinery.dns.notices, *watch.notices),
+            notices=(*substitutions(cluster.pods), *machinery.dns.notices, *watch.notices, *balancing()),
             plugin_problems=tuple(map(msgspec.to_builtins, machinery.plugin_problems())),
             broken=runtime.broken,
         )
 
+    def balancing() -> tuple[str, ...]:
+        cluster = runtime.current
+        return (*cluster.pending, *(balancer.notices(cluster) if balancer is not None else ()))
+
     def warnings() -> list[str]:
         broken = [f"this lab is broken: {runtime.broken}"] if runtime.broken else []
         broken += [runtime.stuck] if runtime.stuck else []
+        broken += runtime.current.pending
         return [*broken, *machinery.labels, *_instead(proxy), *machinery.obituaries()]
 
     verbs = Verbs(runtime, machinery, status).table()
@@ -189,6 +201,13 @@ def _proxy_in(beside: Beside, cluster: Cluster) -> dict[str, str]:
     if proxy is not None:
         return {"proxy": f"{proxy.title}, {proxy.stand_in}" if proxy.stand_in else proxy.title}
     return {"proxy": "none"} if beside.named or cluster.services else {}
+
+
+def _balancer_in(balancer: Balancer | None) -> dict[str, str]:
+    """What implements type LoadBalancer, for the run's records."""
+    if balancer is None:
+        return {}
+    return {"loadBalancer": f"{balancer.title}, {balancer.stand_in}" if balancer.stand_in else balancer.title}
 
 
 def _instead(beside: Beside) -> tuple[str, ...]:

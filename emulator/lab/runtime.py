@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from emulator.balancer.model import Balancer
 from emulator.cluster.addons import missing_addons
 from emulator.cluster.assemble import assemble
 from emulator.cluster.ipam import Ipam
@@ -88,6 +89,7 @@ class Runtime:
         machinery: Machinery,
         *,
         proxy: Beside | None = None,
+        balancer: Balancer | None = None,
         policy_mode: PolicyMode = "faithful",
         addons: Sequence[Object] = (),
         addons_at_once: bool = False,
@@ -98,6 +100,7 @@ class Runtime:
         self.style = style
         self.machinery = machinery
         self.proxy = proxy
+        self.balancer = balancer
         self._planned_by: Proxy | None = None
         self.enforcer = style.enforcer(policy_mode)
         self.enforcement: Enforcement | None = None  # of the plan in force; None where nothing enforces policies
@@ -441,6 +444,8 @@ class Runtime:
             down=self._down,
         )
         self.style.check(cluster)
+        if self.balancer is not None:
+            self.balancer.check(cluster)
         previous = (self.cluster, self.plan) if self.cluster is not None and self.plan is not None else None
         plan = self._planned(cluster, previous)
         faults = self._surviving_faults(cluster)
@@ -549,6 +554,7 @@ class Runtime:
             cluster,
             self.style,
             proxy=proxy,
+            balancer=self.balancer,
             enforcer=self._enforced,
             wire_accurate=self.wire_accurate,
             previous=previous,
@@ -571,7 +577,10 @@ class Runtime:
         """Cluster and plan with the endpoints that follow from pods and nodes as they are now; ``before`` is what
         the slices in ``cluster`` were made of."""
         fresh = with_endpoints(cluster, before, down=down)
-        return fresh, plan if fresh.slices is cluster.slices else self._planned(fresh, (cluster, plan))
+        same = fresh.slices is cluster.slices and fresh.not_ready_nodes == cluster.not_ready_nodes
+        if same or (fresh.slices is cluster.slices and self.balancer is None):
+            return fresh, plan
+        return fresh, self._planned(fresh, (cluster, plan))
 
     def _surviving_faults(self, cluster: Cluster) -> tuple[PlanFault, ...]:
         """Without those of pods that go: whoever comes under their names is another."""

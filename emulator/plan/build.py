@@ -51,17 +51,27 @@ class PolicyPlanner(Protocol):
     def keeps(self, node: Node) -> bool: ...
 
 
+class BalancerPlanner(Protocol):
+    """What a plan needs of a load balancer (``emulator.balancer.model.Balancer``)."""
+
+    def node(self, cluster: Cluster, node: Node) -> Iterable[AnyObject]: ...
+
+    def machine(self, cluster: Cluster, machine: Machine) -> Iterable[AnyObject]: ...
+
+
 def build(
     cluster: Cluster,
     style: Planner,
     *,
     proxy: ProxyPlanner | None = None,
+    balancer: BalancerPlanner | None = None,
     enforcer: PolicyPlanner | None = None,
     wire_accurate: bool = False,
     previous: tuple[Cluster, Plan] | None = None,
     same_proxy: bool = True,
 ) -> Plan:
-    """Everything that ``style``, and a service ``proxy`` beside it, put into the namespaces of ``cluster``.
+    """Everything that ``style``, and a service ``proxy`` and a load ``balancer`` beside it, put into the namespaces of
+    ``cluster``.
 
     ``wire_accurate`` switches the offloads of every device off. ``previous`` is the cluster and plan of the step
     before; fragments are reused from it if it is of the same style and accuracy, and those of the proxy if that is the
@@ -127,6 +137,15 @@ def build(
             if fragments[styles] is not old.get(styles) or fragments.get(key) is not old.get(key):
                 _give_way(fragments, styles, key)
 
+    if balancer is not None:
+        planned = [(f"balancer/{node.name}", balancer.node, node) for node in cluster.nodes]
+        others = [machine for machine in cluster.topology.machines if machine.kind != "node"]
+        for key, make, place in (*planned, *((f"balancer/{one.ns}", balancer.machine, one) for one in others)):
+            if key in old:
+                fragments[key] = old[key]
+            elif objects := tuple(make(cluster, place)):  # type: ignore[arg-type]  # each with its own kind of place
+                take(key, objects)
+
     plan = Plan(style=name, topology=cluster.topology.name, fragments=fragments, wire_accurate=wire_accurate)
     assert not (clashes := [] if old else duplicates(plan)), f"two objects of one key in {name}: {clashes[0]}"
     return plan
@@ -184,6 +203,9 @@ def _reusable(before: Cluster, now: Cluster, fragments: dict[str, Fragment]) -> 
         }
     if before.nodes == now.nodes and _equal(before.services, now.services) and _equal(before.slices, now.slices):
         keep |= {f"proxy/{name}" for name in new_nodes}
+        told_alike = before.not_ready_nodes == now.not_ready_nodes and not _objects_differ(before, now)
+        if told_alike and (not now.not_ready_nodes or _equal(before.pods, now.pods)):
+            keep |= {key for key in fragments if key.startswith("balancer/")}
     keep |= {f"policy/{name}" for name in new_nodes}
     return {key: fragment for key, fragment in fragments.items() if key in keep}
 

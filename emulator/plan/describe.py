@@ -141,6 +141,7 @@ def _route(item: Route) -> str:
     for word, value in (("via", item.via), ("dev", item.device), ("src", item.source)):
         if value:
             words.append(f"{word} {value}")
+    words += [f"nexthop via {via} dev {device}" for via, device in item.hops]
     if item.scope != "global":
         words.append(f"scope {item.scope}")
     if item.protocol != "boot":

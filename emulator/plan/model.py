@@ -236,12 +236,14 @@ class Route(PlanObject, frozen=True, kw_only=True):
     """A route. ``destination`` is a CIDR, ``0.0.0.0/0`` and ``::/0`` included.
 
     ``protocol`` is the number or name that the real component writes (rtnetlink(7), ``rtm_protocol``).
-    ``learned`` marks a route that a routing daemon must bring: it is waited for, never installed.
+    ``learned`` marks a route that a routing daemon must bring: it is waited for, never installed. Such a one may have
+    several ``hops`` (gateway and device), over which the kernel spreads flows, in place of ``via`` and ``device``.
     """
 
     destination: str
     via: str = ""
     device: str = ""
+    hops: tuple[tuple[str, str], ...] = ()
     type: Literal["unicast", "blackhole", "unreachable", "prohibit"] = "unicast"
     scope: Literal["global", "link", "host"] = "global"
     protocol: Literal["boot", "kernel", "static", "bird", "felix"] = "boot"

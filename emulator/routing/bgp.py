@@ -115,6 +115,30 @@ def settle(
     return tables
 
 
+def spread(
+    router_ids: Mapping[str, str],
+    sessions: Sequence[Session],
+    prefix: str,
+    origins: Iterable[str],
+    exports: Exports,
+) -> dict[str, tuple[Path, ...]]:
+    """The equally good paths to a prefix that several speakers have of their own, by speaker, each next hop once: what
+    ``merge paths`` puts into the kernel. Speakers that have it themselves are left out."""
+    having = tuple(origins)
+    heard: defaultdict[str, list[Path]] = defaultdict(list)
+    for origin in having:
+        for speaker, table in settle(router_ids, sessions, {prefix: origin}, exports).items():
+            if prefix in table and speaker not in having:
+                heard[speaker].append(table[prefix])
+    found: dict[str, tuple[Path, ...]] = {}
+    for speaker, paths in heard.items():
+        least = min(len(path.as_path) for path in paths)
+        best = [path for path in paths if len(path.as_path) == least]
+        external = [path for path in best if not path.internal] or best
+        found[speaker] = tuple({path.next_hop: path for path in external}.values())
+    return found
+
+
 def _established(sessions: Iterable[Session], router_ids: Mapping[str, str]) -> list[tuple[Session, Session]]:
     """Both ends of each session that comes up, each way round. Within an AS no two speakers may have the same
     identifier: the OPEN is answered by NOTIFICATION 2/3, Bad BGP Identifier (RFC 6286, 2.2)."""

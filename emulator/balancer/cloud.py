@@ -1,0 +1,260 @@
+"""A cloud's network load balancer: a router of the topology that passes connections on to nodes or pods.
+
+::
+
+    instance     client ── VIP:80 ── balancer: DNAT to node:nodePort, masquerade ── node ── kube-proxy: KUBE-EXT-…
+      + preserveClientIP             DNAT alone; answers come back by it ──────────── node ── …
+    ip           client ── VIP:80 ── balancer: DNAT to pod:port, masquerade ───────── pod
+    passthrough  client ── VIP:80 ── balancer: routed as it is, to a node ────────── node ── kube-proxy takes the VIP
+
+A target is chosen by the hash of the client's address and port, or by its address alone with sessionAffinity. Nodes get
+nothing if their health check would fail: under externalTrafficPolicy Local the Service's health check node port, else
+whether the node is up. The outcome of these checks is worked out; no probes travel, and none is late. If all nodes
+fail, all get traffic, as AWS and Google have it. What no port of a Service is for gets no answer.
+
+Sources: docs.aws.amazon.com "Network Load Balancers: target groups" (health, fail open, client IP preservation);
+cloud.google.com "External passthrough Network Load Balancer overview"; kubernetes.io, "Service", ipMode; nft(8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from emulator.balancer.announcing import EXCLUDED, balanced
+from emulator.cluster.model import Cluster, LoadBalancer, Machine, Node
+from emulator.cluster.services import EndpointSlice, Service, ServicePort
+from emulator.cni.bgp_fabric import gateway
+from emulator.cni.style import Style
+from emulator.errors import Unsupported, UserError
+from emulator.plan.addressing import contains, default_route, family_of, host_prefix, of_family
+from emulator.plan.model import Address, AnyObject, Family, NftTable, PolicyRule, Route
+from emulator.proxy.endpoints import local_ready, targets
+
+COMPONENT = "cloud load balancer (stand-in)"
+TABLE = "balancer"
+FIRST_MARK = 0x100  # of the nodes' marks and routing tables; they count up from here
+RULE_PRIORITY = 1000
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a connection may go. ``node`` is set where packets are passed through."""
+
+    address: str
+    port: int = 0
+    mark: int = 0
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """A balancer in the network, outside of the cluster."""
+
+    balancer: LoadBalancer
+    style: Style
+    stand_in: str = "a router with nftables for a cloud's load balancer; its health checks are worked out, not sent"
+    requires: tuple[str, ...] = ("nftables",)
+
+    @property
+    def title(self) -> str:
+        return f"cloud load balancer · {self.balancer.targets} targets"
+
+    def check(self, cluster: Cluster) -> None:
+        if reason := self.style.strict_underlay:
+            raise Unsupported(
+                f"a load balancer of kind cloud is not emulated under {self.style.name}: {reason}",
+                hint="take a topology without loadBalancer (docs/load-balancers.md)",
+            )
+        machine = self._machine(cluster)
+        if self.balancer.targets == "ip":
+            for node in cluster.nodes:
+                for cidr in node.pod_ranges:
+                    if not self._knows(cluster, machine, cidr):
+                        raise UserError(
+                            f"the load balancer on {machine.name} cannot send to pods: {machine.name} has no route to "
+                            f"those of {node.name} ({cidr})",
+                            hint="use targets: instance, or a CNI that tells the router about pods "
+                            "(docs/load-balancers.md)",
+                        )
+        if self.balancer.targets == "passthrough":
+            for node in cluster.nodes:
+                if any(gateway(machine, address)[0] != address for address in node.addresses):
+                    raise UserError(
+                        f"the load balancer on {machine.name} cannot pass packets to {node.name} as they are: they "
+                        "share no link",
+                        hint="use targets: instance, or a router next to the nodes",
+                    )
+
+    def notices(self, cluster: Cluster) -> tuple[str, ...]:
+        if self.balancer.targets != "instance":
+            return ()
+        return tuple(
+            f"Service {service.key} has no node ports (allocateLoadBalancerNodePorts: false): the load balancer has "
+            "nowhere to send to"
+            for service, _ in balanced(cluster, self.balancer)
+            if not all(port.node_port for port in service.ports)
+        )
+
+    def node(self, cluster: Cluster, node: Node) -> Iterable[AnyObject]:
+        return ()
+
+    def machine(self, cluster: Cluster, machine: Machine) -> Iterator[AnyObject]:
+        if machine.name != self.balancer.machine:
+            return
+        for family in dict.fromkeys(one.family for one in self.balancer.ranges):
+            found = [
+                (service, port, one.address, self._targets(cluster, service, port, slices, family))
+                for service, slices in balanced(cluster, self.balancer)
+                for one in service.load_balancer
+                if family_of(one.address) == family
+                for port in service.ports
+            ]
+            if not found:
+                continue
+            addresses = tuple(dict.fromkeys(address for _, _, address, _ in found))
+            if self.balancer.targets == "passthrough":
+                yield from self._ways(cluster, machine, family)
+            else:
+                for address in addresses:
+                    yield Address(
+                        ns=machine.ns,
+                        device=_device(machine, address),
+                        address=host_prefix(address),
+                        component=COMPONENT,
+                        why="the load balancer's address for "
+                        + ", ".join(dict.fromkeys(service.key for service, _, known, _ in found if known == address)),
+                    )
+            yield NftTable(
+                ns=machine.ns,
+                family="ip" if family == 4 else "ip6",
+                name=TABLE,
+                body=self._rules(family, addresses, found),
+                component=COMPONENT,
+                why="sends connections to Services' addresses to their targets",
+            )
+
+    # -- targets ----------------------------------------------------------------------------------------------
+
+    def _targets(
+        self, cluster: Cluster, service: Service, port: ServicePort, slices: Sequence[EndpointSlice], family: Family
+    ) -> tuple[Target, ...]:
+        mine = [one for one in slices if one.family == family]
+        if self.balancer.targets == "ip":
+            return tuple(Target(each.address, each.port) for each in targets(mine, port) if each.endpoint.ready)
+        if not port.node_port and self.balancer.targets == "instance":
+            return ()
+        nodes = {
+            number: node
+            for number, node in enumerate(cluster.nodes, FIRST_MARK)
+            if EXCLUDED not in node.labels and of_family(node.addresses, family)
+        }
+        healthy = {number for number, node in nodes.items() if self._passes(cluster, service, mine, node)} or {*nodes}
+        return tuple(
+            Target(of_family(node.addresses, family), port.node_port, number)
+            for number, node in nodes.items()
+            if number in healthy
+        )
+
+    def _passes(self, cluster: Cluster, service: Service, slices: Sequence[EndpointSlice], node: Node) -> bool:
+        """Whether the node passes its health check."""
+        if node.name in cluster.not_ready_nodes:
+            return False
+        return service.external_policy != "Local" or local_ready(service, slices, node.name) > 0
+
+    # -- rules --------------------------------------------------------------------------------------------------
+
+    def _rules(
+        self,
+        family: Family,
+        addresses: Sequence[str],
+        found: Sequence[tuple[Service, ServicePort, str, tuple[Target, ...]]],
+    ) -> str:
+        ip = "ip" if family == 4 else "ip6"
+        every = f"{ip} daddr {{ {', '.join(addresses)} }}"
+        passes = self.balancer.targets == "passthrough"
+        lines = ["\tchain allowed {", "\t\ttype filter hook prerouting priority -110; policy accept;"]
+        for service, port, address, _ in found:
+            if ranges := [cidr for cidr in service.source_ranges if family_of(cidr) == family]:
+                match = f"{ip} daddr {address} {port.protocol.lower()} dport {port.port}"
+                lines.append(f"\t\t{match} {ip} saddr != {{ {', '.join(ranges)} }} drop")
+        lines.append("\t}")
+        kind = "filter hook prerouting priority -109" if passes else "nat hook prerouting priority -100"
+        lines += ["\tchain listeners {", f"\t\ttype {kind}; policy accept;"]
+        for service, port, address, chosen in found:
+            protocol = port.protocol.lower()
+            match = f"{ip} daddr {address} {protocol} dport {port.port}"
+            comment = f'comment "{service.key}{f":{port.name}" if port.name else ""}"'
+            if chosen:
+                key = f"{ip} saddr" if service.affinity else f"{ip} saddr . {protocol} sport"
+                verdict = _to(ip, key, chosen, passes=passes)
+                lines.append(f"\t\t{match} {verdict} {comment}")
+        if passes:
+            lines.append(f"\t\t{every} drop")
+        lines.append("\t}")
+        if not passes:
+            lines += [
+                "\tchain silence {",
+                "\t\ttype filter hook input priority 0; policy accept;",
+                f"\t\t{every} drop",
+                "\t}",
+            ]
+            if not self.balancer.preserve_client_ip:
+                lines += ["\tchain sources {", "\t\ttype nat hook postrouting priority 100; policy accept;"]
+                lines += [f"\t\tct original {every} ct status dnat masquerade", "\t}"]
+        return "\n".join(lines) + "\n"
+
+    def _ways(self, cluster: Cluster, machine: Machine, family: Family) -> Iterator[AnyObject]:
+        for number, node in enumerate(cluster.nodes, FIRST_MARK):
+            address = of_family(node.addresses, family)
+            via, device = gateway(machine, address) if address else ("", "")
+            if not via:
+                continue
+            yield PolicyRule(
+                ns=machine.ns,
+                priority=RULE_PRIORITY + number,
+                table=number,
+                family=family,
+                fwmark=number,
+                component=COMPONENT,
+                why=f"connections that were given to {node.name}",
+            )
+            yield Route(
+                ns=machine.ns,
+                destination=default_route(family),
+                via=via,
+                device=device,
+                table=number,
+                protocol="static",
+                component=COMPONENT,
+                why=f"to {node.name}, whatever the destination: it takes the load balancer's addresses by its rules",
+            )
+
+    def _machine(self, cluster: Cluster) -> Machine:
+        return next(one for one in cluster.topology.machines if one.name == self.balancer.machine)
+
+    def _knows(self, cluster: Cluster, machine: Machine, cidr: str) -> bool:
+        base = cidr.partition("/")[0]
+        known = [route.destination for route in machine.routes if route.destination != default_route(family_of(cidr))]
+        known += [item.destination for item in self.style.router(cluster, machine) if isinstance(item, Route)]
+        return any(contains(each, base) for each in known)
+
+
+def _to(ip: str, key: str, chosen: Sequence[Target], *, passes: bool) -> str:
+    """The end of a rule that picks one of the targets by the hash of ``key``."""
+    if passes:
+        if len(chosen) == 1:
+            return f"meta mark set {chosen[0].mark:#x} accept"
+        marks = ", ".join(f"{index} : {each.mark:#x}" for index, each in enumerate(chosen))
+        return f"meta mark set jhash {key} mod {len(chosen)} seed 0x1 map {{ {marks} }} accept"
+    if len(chosen) == 1:
+        address = chosen[0].address if ip == "ip" else f"[{chosen[0].address}]"
+        return f"dnat {ip} to {address}:{chosen[0].port}"
+    places = ", ".join(f"{index} : {each.address} . {each.port}" for index, each in enumerate(chosen))
+    return f"dnat {ip} to jhash {key} mod {len(chosen)} seed 0x1 map {{ {places} }}"
+
+
+def _device(machine: Machine, address: str) -> str:
+    """The interface that is on the address's subnet; an address that is routed to the machine needs none."""
+    return next(
+        (item.name for item in machine.interfaces if any(contains(own, address) for own in item.addresses)), "lo"
+    )
