@@ -21,6 +21,7 @@ from emulator.kernel.netns import netns_path
 from emulator.kernel.rulesets import backend_of_choice
 from emulator.lab.captures import Captures
 from emulator.lab.cluster_dns import ClusterDns
+from emulator.lab.health_ports import HealthPorts
 from emulator.lab.names import Place
 from emulator.lab.pods import RESOLV_CONF, commands_of, entry_files, servers_of
 from emulator.lab.records import Entry
@@ -50,6 +51,7 @@ class Side(NamedTuple):
     pods: Sequence[Pod] = ()
     machines: Sequence[Machine] = ()
     cluster: Cluster | None = None
+    proxied: bool = False  # whether a service proxy runs
 
 
 class Machinery:
@@ -64,6 +66,7 @@ class Machinery:
         )
         self.commands = PodCommands()
         self.dns = ClusterDns()
+        self.health = HealthPorts(self.traffic)
         self._meter: HookMeter | None = None
 
     # From plan to plan
@@ -115,6 +118,7 @@ class Machinery:
         if stopping := change.servers_to_stop():
             self.traffic.stop(stopping)
         self.dns.retire(change.dying)
+        self.health.retire(change.dying)
         self.commands.stop(change.commands_to_stop())
         self._plug(change.leaving, (), up=False)
         for ns in change.dying:
@@ -127,6 +131,7 @@ class Machinery:
         if starting := change.servers_to_start():
             self.traffic.serve(starting)
         self._follow_dns(change.new)
+        self._follow_health(change.new)
         self.commands.start(change.commands_to_start(self.dns.resolvers))
 
     def _reinstate(self, change: _Change) -> None:
@@ -139,11 +144,17 @@ class Machinery:
             self.traffic.serve(starting)
         ended = set(change.commands_to_stop())
         self._follow_dns(change.old)
+        self._follow_health(change.old)
         resolvers = self.dns.resolvers
         again = [item for pod in change.old.pods if pod.key in ended for item in commands_of(pod, resolvers)]
         self.commands.start(again)
         for ns in change.dying:
             self.captures.take_in(ns)
+
+    def _follow_health(self, side: Side) -> None:
+        """Health check node ports by the state of a side."""
+        if side.cluster is not None:
+            self.health.follow(side.cluster, side.machines, proxied=side.proxied)
 
     def _follow_dns(self, side: Side) -> None:
         """DNS by the state of a side; programs that run are told of another server in their /etc/resolv.conf."""

@@ -596,6 +596,7 @@ class Runtime:
             [pod for pod in cluster.pods if pod.node not in down],
             [machine for machine in self.topology.machines if machine.name not in down],
             cluster,
+            self.proxy is not None and self.proxy.when(cluster) is not None,
         )
 
     def _routes_to_await(self, old: Side, new: Side, cluster: Cluster) -> list[Route]:

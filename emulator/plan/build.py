@@ -138,12 +138,14 @@ def build(
                 _give_way(fragments, styles, key)
 
     if balancer is not None:
-        planned = [(f"balancer/{node.name}", balancer.node, node) for node in cluster.nodes]
-        others = [machine for machine in cluster.topology.machines if machine.kind != "node"]
-        for key, make, place in (*planned, *((f"balancer/{one.ns}", balancer.machine, one) for one in others)):
+        for machine in cluster.topology.machines:
+            host = nodes.get(machine.name)
+            key = f"balancer/{machine.name if host is not None else machine.ns}"
             if key in old:
                 fragments[key] = old[key]
-            elif objects := tuple(make(cluster, place)):  # type: ignore[arg-type]  # each with its own kind of place
+                continue
+            made = balancer.node(cluster, host) if host is not None else balancer.machine(cluster, machine)
+            if objects := tuple(made):
                 take(key, objects)
 
     plan = Plan(style=name, topology=cluster.topology.name, fragments=fragments, wire_accurate=wire_accurate)

@@ -125,7 +125,9 @@ def response_head(
     more = "".join(f"{name}: {value}\r\n" for name, value in headers)
     close = "" if keep_alive else "Connection: close\r\n"
     reason = _REASONS.get(status, "Unknown")
-    head = f"HTTP/1.1 {status} {reason}\r\nContent-Length: {length}\r\nContent-Type: text/plain; charset=utf-8\r\n"
+    typed = any(name.lower() == "content-type" for name, _ in headers)
+    kind = "" if typed else "Content-Type: text/plain; charset=utf-8\r\n"
+    head = f"HTTP/1.1 {status} {reason}\r\nContent-Length: {length}\r\n{kind}"
     return f"{head}{more}{close}\r\n".encode("latin-1", "replace")
 
 

@@ -13,16 +13,29 @@ SMALLEST_UDP_PROBE = 16  # bytes: `echo cl:` and a nonce of eight hex digits
 LARGEST_TCP_PROBE = 1 << 30  # bytes each way
 
 
+class FixedAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A TCP port on all addresses of one family, where every HTTP request gets the same answer, whatever its path."""
+
+    family: Literal[4, 6]
+    port: int
+    status: int
+    headers: tuple[tuple[str, str], ...] = ()
+    body: str = ""
+
+
 class Server(msgspec.Struct, frozen=True, omit_defaults=True):
     """Listening sockets in one namespace, answering as Kubernetes' agnhost netexec does.
 
-    ``hostname`` is what ``/hostname`` answers (the pod's name). ``ports`` are (port, ``TCP`` or ``UDP``).
+    ``hostname`` is what ``/hostname`` answers (the pod's name). ``ports`` are (port, ``TCP`` or ``UDP``); those in
+    ``fixed`` answer one thing only. ``ns`` is the name that the server is known by: the plan's name of the namespace,
+    with more behind it if the namespace has several.
     """
 
     ns: str
     netns: str
     hostname: str
     ports: tuple[tuple[int, str], ...]
+    fixed: tuple[FixedAnswer, ...] = ()
 
 
 class Probe(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -19,7 +19,7 @@ from datetime import datetime
 from emulator.kernel.syscalls import inside
 from emulator.traffic import agnhost, http1
 from emulator.traffic.loop import READ, WRITE, Loop
-from emulator.traffic.model import Server
+from emulator.traffic.model import FixedAnswer, Server
 
 BACKLOG = 1024
 LARGEST_DATAGRAM = 65535  # bytes
@@ -64,16 +64,20 @@ class Servers:
         for port in set(served.ports) - wanted:
             served.ports.pop(port).close()
         served.server = server
-        for open_port in served.ports.values():
-            open_port.hostname = server.hostname
         missing = sorted(wanted - set(served.ports))
         if missing:
             with inside(server.netns):
                 sockets = [(port, self._listen(server, *port)) for port in missing]
             for port, sock in sockets:
                 if sock is not None:
-                    kind = _TcpPort if port[1] == "TCP" else _UdpPort
+                    kind = _UdpPort if port[1] == "UDP" else _TcpPort
                     served.ports[port] = kind(self._loop, sock, server.hostname)
+        for open_port in served.ports.values():
+            open_port.hostname = server.hostname
+        for answer in server.fixed:
+            fixed_port = served.ports.get(_fixed_port(answer))
+            if isinstance(fixed_port, _TcpPort):
+                fixed_port.fixed = answer
         if not self._sweeping:
             self._sweeping = True
             self._loop.after(SWEEP_SECONDS, self._sweep)
@@ -92,7 +96,7 @@ class Servers:
                 wanted.add((number, protocol))
             else:
                 self._notice(f"{server.ns}: nothing answers on {protocol} port {number}: only TCP and UDP are served")
-        return wanted
+        return wanted | {_fixed_port(answer) for answer in server.fixed}
 
     def _listen(self, server: Server, port: int, protocol: str) -> socket.socket | None:
         try:
@@ -182,12 +186,13 @@ class _UdpPort:
 class _TcpPort:
     """One listening socket and its connections, the longest idle one first."""
 
-    __slots__ = ("_loop", "_sock", "connections", "hostname")
+    __slots__ = ("_loop", "_sock", "connections", "fixed", "hostname")
 
     def __init__(self, loop: Loop, sock: socket.socket, hostname: str) -> None:
         self._loop = loop
         self._sock = sock
         self.hostname = hostname
+        self.fixed: FixedAnswer | None = None
         self.connections: OrderedDict[int, _Connection] = OrderedDict()
         loop.watch(sock.fileno(), READ, self._ready)
 
@@ -282,7 +287,7 @@ class _Connection:
             for item in self._reader.feed(data):
                 if not isinstance(item, bytes):
                     self._answer(item)
-                elif self._request is not None and self._request.target == agnhost.BYTES_PATH:
+                elif self._request is not None and self._request.target == agnhost.BYTES_PATH and not self._port.fixed:
                     self._output += item
                 if self._request is not None and not self._request.keep_alive and not self._reader.in_body:
                     self._closing = True
@@ -303,7 +308,16 @@ class _Connection:
         self._request = request
         if request.expects_continue:
             self._output += b"HTTP/1.1 100 Continue\r\n\r\n"
-        if request.method == "POST" and request.target == agnhost.BYTES_PATH:
+        fixed = self._port.fixed
+        if fixed is not None:
+            self._output += http1.response(
+                fixed.status,
+                fixed.body.encode(),
+                keep_alive=request.keep_alive,
+                head_only=request.method == "HEAD",
+                headers=fixed.headers,
+            )
+        elif request.method == "POST" and request.target == agnhost.BYTES_PATH:
             self._output += http1.response_head(200, request.length, keep_alive=request.keep_alive)
         else:
             now = datetime.now().astimezone().isoformat(sep=" ")
@@ -359,25 +373,30 @@ def _identity(netns: str) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
+def _fixed_port(answer: FixedAnswer) -> tuple[int, str]:
+    return answer.port, f"TCP{answer.family}"
+
+
 def _listening_socket(port: int, protocol: str) -> socket.socket:
-    kind = socket.SOCK_STREAM if protocol == "TCP" else socket.SOCK_DGRAM
+    """``TCP4`` and ``TCP6`` are of one family alone."""
+    kind = socket.SOCK_DGRAM if protocol == "UDP" else socket.SOCK_STREAM
     try:
-        sock = socket.socket(socket.AF_INET6, kind | socket.SOCK_NONBLOCK)
+        sock = socket.socket(socket.AF_INET if protocol == "TCP4" else socket.AF_INET6, kind | socket.SOCK_NONBLOCK)
     except OSError as error:
         if error.errno != errno.EAFNOSUPPORT:
             raise
         sock = socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK)
     try:
         if sock.family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        if protocol == "TCP":
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(protocol == "TCP6"))
+        if kind == socket.SOCK_STREAM:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         elif sock.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
         else:
             sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
         sock.bind(("::" if sock.family == socket.AF_INET6 else "0.0.0.0", port))
-        if protocol == "TCP":
+        if kind == socket.SOCK_STREAM:
             sock.listen(BACKLOG)
     except OSError:
         sock.close()
