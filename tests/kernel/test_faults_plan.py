@@ -12,6 +12,7 @@ import pytest
 from emulator import Lab
 from emulator.errors import NotFound, UserError
 from emulator.kernel import registry
+from emulator.plan.model import Route
 
 pytestmark = pytest.mark.requires("netns", "veth", "vxlan", "ip", "mnexec", "nft", "iptables")
 
