@@ -74,7 +74,7 @@ def _seen(cluster: Cluster, options: dict[str, Options]) -> Seen:
     nat: list[str] = []
     machines = {machine.name: machine for machine in cluster.topology.of_kind("node")}
     for node in cluster.nodes:
-        said = options.get(node.name) or Options(place=(f"node {node.name}", ""))
+        said = options[node.name]
         public = {family: _annotated(node, NODE_PUBLIC[family], family) for family in families}
         public = {family: public[family] or (said.public if family == 4 else said.public_v6) for family in families}
         found = _Lookup(machines[node.name], families, public).interface(said)

@@ -58,14 +58,16 @@ class Options:
 
 
 def read_options(cluster: Cluster, daemon_set: str, more: Mapping[str, str] | None = None) -> dict[str, Options]:
-    """By node, what its flanneld is told; nodes without a pod of the DaemonSet are left out. ``more`` are variables
-    that the manifest takes from elsewhere. Raises ManifestError."""
+    """By node, what its flanneld is told. On nodes without a pod of the DaemonSet it is what the shipped manifest says;
+    ``more`` are variables that the manifest takes from elsewhere. Raises ManifestError."""
     made: dict[Container, Options] = {}
     found: dict[str, Options] = {}
-    for node, container in containers(cluster, daemon_set, CONTAINER).items():
+    given = containers(cluster, daemon_set, CONTAINER)
+    for node in cluster.nodes:
+        container = given.get(node.name, _SHIPPED)
         if container not in made:
             made[container] = _Reader(daemon_set).read(container, more or {})
-        found[node] = made[container]
+        found[node.name] = made[container]
     return found
 
 
@@ -142,6 +144,7 @@ class _Reader:
         self._problems.append(Problem("", self._place[0], f"{self._place[1]}.{field}", reason))
 
 
+_SHIPPED = Container(CONTAINER, command=(f"/opt/bin/{PROGRAM}", "--ip-masq", "--kube-subnet-mgr"))
 _VERSION = {"public-ip": 4, "public-ipv6": 6}
 _WHAT = {"iface-can-reach": "IP", "public-ip": "IPv4", "public-ipv6": "IPv6"}
 

@@ -22,7 +22,7 @@ def check_distinct(style: str, cluster: Cluster) -> None:
         for address in node.addresses:
             if owner.setdefault(address, node.name) != node.name:
                 raise UserError(
-                    f"{style} routes by the nodes' InternalIPs, and {owner[address]} and {node.name} have the same one, "
+                    f"{style} routes by the InternalIPs, and {owner[address]} and {node.name} have the same one, "
                     f"{address}",
                     hint="give the nodes a nodeIP in the topology, as --node-ip does for a kubelet",
                 )

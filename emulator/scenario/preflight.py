@@ -59,8 +59,8 @@ def _clusters(loaded: Loaded, style: Style, topology: Topology) -> list[Cluster]
     clusters = [_assembled(style, topology, given)]
     for _, step in walk(scenario.steps):
         if step.apply is not None:
-            known = namespaces_in(given)
             for item in step.apply:
+                known = namespaces_in(given)
                 more = [item] if isinstance(item, dict) else load_manifests([loaded.beside(item)], namespaces=known)
                 given += validate_objects(more, loaded.path, namespaces=known)
             given = list({ref_of(obj): obj for obj in given}.values())

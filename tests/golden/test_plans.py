@@ -36,6 +36,7 @@ CASES = [
     ("calico:vxlan-crosssubnet", "racks"),
     ("calico:ipip", "three-nodes"),
     ("calico:ipip-crosssubnet", "racks"),
+    *((style, "vagrant") for style in ("flannel:vxlan", "calico:vxlan", "kindnet")),
     ("canal", "three-nodes"),
     ("canal", "single-node"),
     ("canal", "racks"),
