@@ -20,7 +20,7 @@ felix/rules (``emulator.cni.felix``).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from emulator.cluster import ipam as address_managers
@@ -29,15 +29,19 @@ from emulator.cni.calico_addresses import check_conflicts, detected
 from emulator.cni.calico_bgp import borrowed_routes, check_reachable, node_bgp, router_bgp
 from emulator.cni.calico_ipam import CalicoIpam
 from emulator.cni.calico_pods import FELIX, wire_pod, workload_endpoints
+from emulator.cni.calico_services import announcing
 from emulator.cni.calico_settings import Encapsulation, Settings, read_settings
 from emulator.cni.calico_tunnels import IPIP_DEVICE, VXLAN_DEVICE, is_borrowed, pod_mtu, route_to_block, tunnels
-from emulator.cni.felix import Tunnelling, felix_rules, ipset_name
+from emulator.cni.felix import Tunnelling, felix_rules, filter_rules
 from emulator.cni.limits import check_nodes
 from emulator.cni.style import Plain
 from emulator.cni.styles import pick_mode
 from emulator.errors import UserError
 from emulator.plan.addressing import families_of
-from emulator.plan.model import AnyObject, Family, File, IpSet
+from emulator.plan.model import AnyObject, Chain, Family, File, IpSet, IptablesRules
+from emulator.policy.enforcer import PolicyMode
+from emulator.policy.felix import Felix
+from emulator.policy.felix_rules import ipset_name
 
 BGP = "bgp"
 MODES: dict[str, tuple[str, Encapsulation]] = {
@@ -98,6 +102,10 @@ class Calico(Plain):
     def speaks_bgp(self, cluster: Cluster) -> str:
         return "Calico's BIRD" if self.settings(cluster).runs_bird else ""
 
+    def advertised(self, cluster: Cluster) -> object:
+        """The CIDRs of Services, with the nodes that announce them."""
+        return announcing(cluster, self.settings(cluster).services)
+
     def shared(self, cluster: Cluster) -> object:
         """Pods depend on the pools and the nodes' interfaces (their MTU), and on the peerings and the nodes' addresses
         (who hears of a borrowed address)."""
@@ -119,6 +127,9 @@ class Calico(Plain):
             )
         check_conflicts(cluster)
         check_reachable(cluster, settings)
+
+    def enforcer(self, mode: PolicyMode) -> Felix:
+        return Felix(_FilterTable(self), mode)
 
     # -- a node ---------------------------------------------------------------------------------------------
 
@@ -151,6 +162,22 @@ class Calico(Plain):
         for address in pod.addresses:
             if is_borrowed(node, address):
                 yield from _borrowed(cluster, node, pod, address, settings)
+
+
+@dataclass(frozen=True)
+class _FilterTable:
+    """The filter table of a node, for Felix to put policies into."""
+
+    style: Calico
+
+    def families(self, cluster: Cluster) -> tuple[Family, ...]:
+        return tuple(families_of(cluster.topology.pod_cidrs))
+
+    def filter_rules(
+        self, cluster: Cluster, node: Node, family: Family, judging: Sequence[Chain], *, own_node: bool
+    ) -> IptablesRules:
+        tunnelling = _tunnelling(node, self.style.settings(cluster), family)
+        return filter_rules(node.ns, family, judging, tunnelling, own_node=own_node)
 
 
 def _borrowed(cluster: Cluster, node: Node, pod: Pod, address: str, settings: Settings) -> Iterator[AnyObject]:

@@ -16,11 +16,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from emulator.cluster.model import Cluster, Node, Pod
-from emulator.cni.felix import Endpoint
 from emulator.cni.wiring import pod_namespace
-from emulator.plan.addressing import default_route, digest, families_of, family_of, host_prefix, stable_mac
+from emulator.plan.addressing import default_route, families_of, family_of, host_prefix, stable_mac
 from emulator.plan.model import Address, AnyObject, Family, Route, Sysctl, Veth
 from emulator.plan.underlay import LOOSE_REVERSE_PATH_FILTER
+from emulator.policy.felix_endpoints import Endpoint, host_device, profiles_of
 
 CNI_PLUGIN = "calico plugin"
 FELIX = "felix"
@@ -30,18 +30,9 @@ GATEWAY = "169.254.1.1"  # no one has it; the node answers for it (proxy ARP)
 GATEWAY_V6 = "fe80::ecee:eeff:feee:eeee"  # the link-local address that HOST_MAC makes (RFC 4291, appendix A)
 
 
-def host_device(pod: Pod) -> str:
-    """``cali`` and 11 hex digits of SHA-1 over ``namespace.pod``: default.nginx -> calic440f455693."""
-    return f"cali{digest(f'{pod.namespace}.{pod.name}', 11, 'sha1')}"
-
-
 def workload_endpoints(cluster: Cluster, node: Node) -> list[Endpoint]:
     """The node's pods as Felix sees them, without any policy: their namespace's and service account's profiles."""
-    return [
-        Endpoint(host_device(pod), (f"kns.{pod.namespace}", f"ksa.{pod.namespace}.{pod.service_account}"))
-        for pod in cluster.pods_on(node.name)
-        if not pod.host_network
-    ]
+    return [Endpoint(host_device(pod), profiles_of(pod)) for pod in cluster.pods_on(node.name) if not pod.host_network]
 
 
 def wire_pod(cluster: Cluster, node: Node, pod: Pod, *, mtu: int, ipam: str) -> Iterator[AnyObject]:

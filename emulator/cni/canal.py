@@ -17,13 +17,13 @@ Sources: projectcalico/calico manifests/canal.yaml, node/pkg/lifecycle/startup/s
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from emulator.cluster import ipam as address_managers
 from emulator.cluster.model import Cluster, Node, Pod, Topology
 from emulator.cni.calico_pods import FELIX, wire_pod, workload_endpoints
-from emulator.cni.felix import felix_rules, ipset_name
+from emulator.cni.felix import NO_TUNNELS, felix_rules, filter_rules
 from emulator.cni.flannel_interface import Seen, seen
 from emulator.cni.flannel_network import (
     VXLAN_OVERHEAD,
@@ -38,7 +38,10 @@ from emulator.cni.style import Plain
 from emulator.cni.styles import pick_mode
 from emulator.errors import UserError
 from emulator.plan.addressing import families_of
-from emulator.plan.model import AnyObject, File, IpSet
+from emulator.plan.model import AnyObject, Chain, Family, File, IpSet, IptablesRules
+from emulator.policy.enforcer import PolicyMode
+from emulator.policy.felix import Felix
+from emulator.policy.felix_rules import ipset_name
 
 VXLAN = "vxlan"
 DAEMON_SET = "canal"
@@ -81,6 +84,9 @@ class Canal(Plain):
         """Pods depend on the interface that flanneld takes: it decides their MTU."""
         return tuple(node.mtu for node in _seen(cluster).told.nodes)
 
+    def enforcer(self, mode: PolicyMode) -> Felix:
+        return Felix(_FilterTable(), mode)
+
     def node(self, cluster: Cluster, node: Node) -> Iterator[AnyObject]:
         found = _seen(cluster)
         cluster, node = found.told, found.own[node.name]
@@ -110,6 +116,18 @@ def _seen(cluster: Cluster) -> Seen:
             if isinstance(iface, str) and iface:
                 return seen(cluster, DAEMON_SET, {"FLANNELD_IFACE": iface})
     return seen(cluster, DAEMON_SET)
+
+
+class _FilterTable:
+    """The filter table of a node, for Felix to put policies into."""
+
+    def families(self, cluster: Cluster) -> tuple[Family, ...]:
+        return (4,)
+
+    def filter_rules(
+        self, cluster: Cluster, node: Node, family: Family, judging: Sequence[Chain], *, own_node: bool
+    ) -> IptablesRules:
+        return filter_rules(node.ns, family, judging, NO_TUNNELS, own_node=own_node)
 
 
 def _pod_mtu(node: Node) -> int:

@@ -1,4 +1,4 @@
-"""Felix's iptables rules on a Calico node without any policy: what ``iptables-save`` shows on a real one.
+"""Felix's iptables rules on a Calico node that do not depend on any policy: what ``iptables-save`` shows on a real one.
 
 ::
 
@@ -8,57 +8,41 @@
     filter FORWARD     cali-FORWARD ─┬─ from cali+ ─ cali-from-wl-dispatch ─ cali-fw-<if> ─ cali-pro-kns.<namespace>
                                      └─ to cali+ ─── cali-to-wl-dispatch ─── cali-tw-<if> ─ cali-pri-kns.<namespace>
 
-Marks (mask 0xffff0000, from the lowest bit): accept 0x10000, pass 0x20000, scratch 0x40000 and 0x80000.
+From the dispatch chains on it is the business of ``emulator.policy.felix``: there policies stand before the profiles.
 
-Every rule carries Felix's own hash in a comment, ``cali:wUHhoiAYhphO9Mso``: SHA-224 over the hash of the rule before
-(the chain's name, for the first) and the rule as Felix renders it, so the hashes here are those of a real cluster, and
-one that is found in a real dump proves a rule and all that stand before it.
-
-Sources: projectcalico/calico felix/rules/static.go, nat.go, endpoints.go, dispatch.go, policy.go,
-felix/generictables/rules.go (RuleHashes), felix/iptables/actions.go and match_builder.go, felix/hashutils.
+Sources: projectcalico/calico felix/rules/static.go, nat.go; ``emulator.policy.felix_rules`` for marks, names and
+hashes.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
-from emulator.plan.model import Chain, Family, IptablesRules, Jump, Rule
+from emulator.plan.model import Chain, Family, IptablesRules, Jump
+from emulator.policy.felix_endpoints import VXLAN_PORT, Endpoint, endpoint_chains
+from emulator.policy.felix_rules import (
+    ACCEPT,
+    ALL_MARKS,
+    ALLOWED,
+    COMPONENT,
+    SCRATCH_0,
+    TRACKED,
+    FelixRule,
+    chain,
+    clear_mark,
+    ipset_name,
+    marked,
+    set_mark,
+    unmarked,
+)
 
 Table = Literal["filter", "nat", "mangle", "raw"]
 
-ACCEPT = 0x10000
-PASS = 0x20000
-FROM_WORKLOAD = 0x40000  # scratch bit 0
-ALL_MARKS = 0xF0000
-LONGEST_CHAIN_NAME = 28  # felix/iptables: MaxChainNameLength
-VXLAN_PORT = 4789  # Felix's own, which pods must not use
+FROM_WORKLOAD = SCRATCH_0
 ROUTER_ICMPV6 = (130, 131, 132, 133, 135, 136)  # MLD, router solicitation, neighbour discovery: static.go ICMPv6Filter
-
-ALLOWED = f"-m mark --mark {ACCEPT:#x}/{ACCEPT:#x}"
-TRACKED = "-m conntrack --ctstate RELATED,ESTABLISHED"
-
-
-@dataclass(frozen=True)
-class FelixRule:
-    """A rule as Felix has it: what it matches, what it does, its comments; ``why`` is for the plan."""
-
-    match: str
-    action: str
-    comments: tuple[str, ...] = ()
-    why: str = ""
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """A pod's host end, with the profiles that apply to it: ``kns.<namespace>``, ``ksa.<namespace>.<account>``."""
-
-    device: str
-    profiles: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -77,25 +61,47 @@ NO_TUNNELS = Tunnelling()
 def felix_rules(
     ns: str, family: Family, endpoints: Sequence[Endpoint], tunnelling: Tunnelling = NO_TUNNELS
 ) -> tuple[IptablesRules, ...]:
-    """Everything that Felix holds in one node's tables for one family."""
+    """Everything that Felix holds in one node's tables for one family, without any policy."""
     return (
         _raw(ns, family, tunnelling),
         _mangle(ns, family),
         _nat(ns, family, tunnelling),
-        _filter(ns, family, endpoints, tunnelling),
+        filter_rules(ns, family, endpoint_chains(endpoints), tunnelling),
     )
 
 
-def ipset_name(family: Family, name: str) -> str:
-    """``cali40masq-ipam-pools``, ``cali60masq-ipam-pools``."""
-    return f"cali{family}0{name}"
+def filter_rules(
+    ns: str, family: Family, judging: Sequence[Chain], tunnelling: Tunnelling, *, own_node: bool = False
+) -> IptablesRules:
+    """The filter table, where ``judging`` are the chains from the dispatch on. ``own_node``: a pod reaches its node
+    whatever the policies say of its egress, which is not what Felix does."""
+    appended = (
+        FelixRule(
+            ALLOWED, "--jump ACCEPT", ("Policy explicitly accepted packet.",), why="both pods' chains let it pass"
+        ),
+        FelixRule("", set_mark(ACCEPT), why="tells mangle POSTROUTING that this was forwarded"),
+    )
+    return _rules(
+        ns,
+        family,
+        "filter",
+        (*_static_filter(family, tunnelling, own_node), *judging),
+        (
+            _first("INPUT", "cali-INPUT"),
+            _first("FORWARD", "cali-FORWARD"),
+            _first("OUTPUT", "cali-OUTPUT"),
+            # Felix hashes appended rules under a name of their own, lest they equal inserted ones.
+            *(Jump("FORWARD", rule) for rule in chain("FORWARD*appends*", appended).rules),
+        ),
+        why="which pod may talk; without policy the namespaces' profiles allow everything",
+    )
 
 
 # -- tables -----------------------------------------------------------------------------------------------------
 
 
 def _raw(ns: str, family: Family, tunnelling: Tunnelling) -> IptablesRules:
-    mark = f"-m mark --mark {FROM_WORKLOAD:#x}/{FROM_WORKLOAD:#x}"
+    mark = marked(FROM_WORKLOAD)
     untracked = FelixRule(
         f"-p udp --dport {VXLAN_PORT}", "--jump NOTRACK", why="each direction has a source port of its own: no reply"
     )
@@ -103,12 +109,12 @@ def _raw(ns: str, family: Family, tunnelling: Tunnelling) -> IptablesRules:
     prerouting = (
         _clear(ALL_MARKS, "no mark of anyone else's counts"),
         *vxlan,
-        FelixRule("--in-interface cali+", _set(FROM_WORKLOAD), why="from a pod"),
+        FelixRule("--in-interface cali+", set_mark(FROM_WORKLOAD), why="from a pod"),
         FelixRule(mark, "--jump cali-rpf-skip", why="pods that may send from foreign addresses: none"),
         FelixRule(
             f"{mark} -m rpfilter --invert --validmark", "--jump DROP", why="a pod sends from its own address only"
         ),
-        FelixRule(f"-m mark --mark 0/{FROM_WORKLOAD:#x}", "--jump cali-from-host-endpoint"),
+        FelixRule(unmarked(FROM_WORKLOAD), "--jump cali-from-host-endpoint"),
         FelixRule(ALLOWED, "--jump ACCEPT"),
     )
     output = (
@@ -198,35 +204,8 @@ def _nat(ns: str, family: Family, tunnelling: Tunnelling) -> IptablesRules:
     )
 
 
-def _filter(ns: str, family: Family, endpoints: Sequence[Endpoint], tunnelling: Tunnelling) -> IptablesRules:
-    appended = (
-        FelixRule(
-            ALLOWED, "--jump ACCEPT", ("Policy explicitly accepted packet.",), why="both pods' chains let it pass"
-        ),
-        FelixRule("", _set(ACCEPT), why="tells mangle POSTROUTING that this was forwarded"),
-    )
-    return _rules(
-        ns,
-        family,
-        "filter",
-        (
-            *_static_filter(family, tunnelling),
-            *_dispatch(endpoints),
-            *(item for endpoint in endpoints for item in _endpoint(endpoint)),
-            *_profiles(endpoints),
-        ),
-        (
-            _first("INPUT", "cali-INPUT"),
-            _first("FORWARD", "cali-FORWARD"),
-            _first("OUTPUT", "cali-OUTPUT"),
-            # Felix hashes appended rules under a name of their own, lest they equal inserted ones.
-            *(Jump("FORWARD", rule) for rule in chain("FORWARD*appends*", appended).rules),
-        ),
-        why="which pod may talk; without policy the namespaces' profiles allow everything",
-    )
-
-
-def _static_filter(family: Family, tunnelling: Tunnelling) -> tuple[Chain, ...]:
+@lru_cache(maxsize=64)
+def _static_filter(family: Family, tunnelling: Tunnelling, own_node: bool) -> tuple[Chain, ...]:
     incoming, outgoing = _tunnels_of_nodes(family, tunnelling)
     host_accepted = ("Host endpoint policy accepted packet.",)
     discovery = [FelixRule(f"-p 58 -m icmp6 --icmpv6-type {kind}", "--jump ACCEPT") for kind in ROUTER_ICMPV6]
@@ -235,7 +214,7 @@ def _static_filter(family: Family, tunnelling: Tunnelling) -> tuple[Chain, ...]:
             "cali-FORWARD",
             (
                 _clear(ALL_MARKS & ~ACCEPT),
-                FelixRule(f"-m mark --mark 0/{ACCEPT:#x}", "--jump cali-from-hep-forward"),
+                FelixRule(unmarked(ACCEPT), "--jump cali-from-hep-forward"),
                 FelixRule("--in-interface cali+", "--jump cali-from-wl-dispatch", why="from a pod: its egress"),
                 FelixRule("--out-interface cali+", "--jump cali-to-wl-dispatch", why="to a pod: its ingress"),
                 FelixRule("", "--jump cali-to-hep-forward"),
@@ -268,6 +247,7 @@ def _static_filter(family: Family, tunnelling: Tunnelling) -> tuple[Chain, ...]:
             "cali-wl-to-host",
             (
                 *(discovery if family == 6 else ()),
+                *([FelixRule("", "--jump ACCEPT", why="policy mode spec: a pod reaches its node")] if own_node else ()),
                 FelixRule("", "--jump cali-from-wl-dispatch"),
                 FelixRule("", "--jump ACCEPT", ("Configured DefaultEndpointToHostAction",)),
             ),
@@ -327,128 +307,8 @@ def _tunnels_of_nodes(family: Family, tunnelling: Tunnelling) -> tuple[list[Feli
     return incoming, outgoing
 
 
-# -- pods -------------------------------------------------------------------------------------------------------
-
-
-def _dispatch(endpoints: Sequence[Endpoint]) -> Iterable[Chain]:
-    """From the device to its chain. Devices that share their next letter share a chain: a shallow tree."""
-    devices = sorted(endpoint.device for endpoint in endpoints)
-    common = _common_prefix(devices)
-    bins: dict[str, list[str]] = {}
-    for device in devices:
-        bins.setdefault(device[: len(common) + 1], []).append(device)
-    unknown = FelixRule("", "--jump DROP", ("Unknown interface",), why="no pod that Felix knows")
-    for root, option, prefix in (
-        ("cali-from-wl-dispatch", "--in-interface", "cali-fw-"),
-        ("cali-to-wl-dispatch", "--out-interface", "cali-tw-"),
-    ):
-        rules = []
-        for start, names in bins.items():
-            leaves = [FelixRule(f"{option} {name}", f"--goto {prefix}{name}") for name in names]
-            if len(leaves) == 1:
-                rules += leaves
-                continue
-            child = f"{root}-{start[len(common) :]}"
-            rules.append(FelixRule(f"{option} {start}+", f"--goto {child}"))
-            yield chain(child, (*leaves, unknown))
-        yield chain(root, (*rules, unknown))
-
-
-def _common_prefix(names: Sequence[str]) -> str:
-    """What all of the sorted ``names`` begin with: what the first and the last share."""
-    if not names:
-        return ""
-    pairs = zip(names[0], names[-1], strict=False)
-    return "".join(one for one, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-
-def _endpoint(endpoint: Endpoint) -> Iterable[Chain]:
-    no_tunnels = (
-        FelixRule(
-            f"-p 17 -m multiport --destination-ports {VXLAN_PORT}",
-            "--jump DROP",
-            ("Drop VXLAN encapped packets originating in workloads",),
-        ),
-        FelixRule("-p 4", "--jump DROP", ("Drop IPinIP encapped packets originating in workloads",)),
-    )
-    for prefix, profile_prefix, first in (("cali-tw-", "cali-pri-", ()), ("cali-fw-", "cali-pro-", no_tunnels)):
-        profiles = [
-            rule
-            for profile in endpoint.profiles
-            for rule in (
-                FelixRule("", f"--jump {limited_name(profile_prefix, profile)}"),
-                FelixRule(ALLOWED, "--jump RETURN", ("Return if profile accepted",)),
-            )
-        ]
-        yield chain(
-            f"{prefix}{endpoint.device}",
-            (
-                FelixRule(TRACKED, "--jump ACCEPT", why="replies pass"),
-                FelixRule("-m conntrack --ctstate INVALID", "--jump DROP"),
-                _clear(ACCEPT | PASS),
-                *first,
-                *profiles,
-                FelixRule("", "--jump DROP", ("Drop if no profiles matched",)),
-            ),
-        )
-
-
-def _profiles(endpoints: Sequence[Endpoint]) -> Iterable[Chain]:
-    """A namespace's profile (``kns.``) allows everything; a service account's (``ksa.``) says nothing."""
-    for profile in dict.fromkeys(name for endpoint in endpoints for name in endpoint.profiles):
-        for prefix, direction in (("cali-pri-", "ingress"), ("cali-pro-", "egress")):
-            allow = (
-                FelixRule("", _set(ACCEPT), (f"Profile {profile} {direction}",), why="the namespace's default: allow"),
-                FelixRule(ALLOWED, "--jump RETURN"),
-            )
-            yield chain(limited_name(prefix, profile), allow if profile.startswith("kns.") else ())
-
-
-# -- rendering --------------------------------------------------------------------------------------------------
-
-
-def limited_name(prefix: str, name: str) -> str:
-    """``prefix`` + ``name``, or a hash in its place where that is too long for a chain (GetLengthLimitedID)."""
-    if len(prefix) + len(name) <= LONGEST_CHAIN_NAME and not name.startswith("_"):
-        return prefix + name
-    hashed = base64.urlsafe_b64encode(hashlib.sha256(name.encode()).digest()).decode()
-    return f"{prefix}_{hashed}"[:LONGEST_CHAIN_NAME]
-
-
-def chain(name: str, rules: Sequence[FelixRule]) -> Chain:
-    """A chain whose rules carry their hashes."""
-    return Chain(
-        name,
-        tuple(
-            Rule((*_comments((f"cali:{code}", *rule.comments)), *f"{rule.match} {rule.action}".split()), rule.why)
-            for code, rule in zip(rule_hashes(name, rules), rules, strict=True)
-        ),
-    )
-
-
-def rule_hashes(name: str, rules: Iterable[FelixRule]) -> list[str]:
-    """Felix's hash of each rule: 16 characters that depend on the chain, the rule, and every rule before it."""
-    state = hashlib.sha224(name.encode()).digest()
-    codes = []
-    for rule in rules:
-        comments = [f'-m comment --comment "{comment}"' for comment in rule.comments]
-        # "HASH" stands where the comment with the hash will be.
-        text = " ".join(part for part in (f"-A {name} HASH", *comments, rule.match, rule.action) if part)
-        state = hashlib.sha224(state + text.encode()).digest()
-        codes.append(base64.urlsafe_b64encode(state).decode()[:16])
-    return codes
-
-
-def _comments(comments: Iterable[str]) -> tuple[str, ...]:
-    return tuple(word for comment in comments for word in ("-m", "comment", "--comment", comment))
-
-
 def _clear(mask: int, why: str = "") -> FelixRule:
-    return FelixRule("", f"--jump MARK --set-mark 0/{mask:#x}", why=why)
-
-
-def _set(mask: int) -> str:
-    return f"--jump MARK --set-mark {mask:#x}/{mask:#x}"
+    return FelixRule("", clear_mark(mask), why=why)
 
 
 def _empty(*names: str) -> tuple[Chain, ...]:
@@ -464,5 +324,5 @@ def _rules(
     ns: str, family: Family, table: Table, chains: tuple[Chain, ...], jumps: tuple[Jump, ...], why: str
 ) -> IptablesRules:
     return IptablesRules(
-        ns=ns, family=family, table=table, owner="felix", chains=chains, jumps=jumps, component="felix", why=why
+        ns=ns, family=family, table=table, owner=COMPONENT, chains=chains, jumps=jumps, component=COMPONENT, why=why
     )

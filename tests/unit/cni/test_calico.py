@@ -9,11 +9,11 @@ import msgspec
 import pytest
 
 from emulator.cluster.model import Pod
-from emulator.cni.calico_pods import host_device
 from emulator.errors import ManifestError, UserError
 from emulator.plan.build import build
 from emulator.plan.diff import diff
 from emulator.plan.model import Address, Bridge, Daemon, File, IpSet, IptablesRules, Route, Sysctl, Veth
+from emulator.policy.felix_endpoints import host_device
 
 
 def test_the_host_end_is_named_by_a_hash_of_namespace_and_pod() -> None:

@@ -1,17 +1,35 @@
 """emulator.cni.felix: Felix's rules, proven by Felix's own hashes.
 
 A hash depends on the chain, the rule and all rules before it, so a hash that public dumps of real clusters show is
-proof of the whole chain up to there. The dumps: iptables-save output in issues and tutorials on Calico v3.20 to v3.30.
+proof of the whole chain up to there. The dumps: iptables-save output in issues and tutorials on Calico v3.20 to v3.30,
+whose marks are those of ``EARLIER``; no other difference to the rules of today is made up for here, but for the RETURN
+that ended a profile's chain then.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
-from emulator.cni.felix import Endpoint, FelixRule, chain, felix_rules, limited_name, rule_hashes
+from emulator.cni import felix
+from emulator.cni.felix import felix_rules
 from emulator.plan.model import Chain, IptablesRules
+from emulator.policy import felix_rules as rendering
+from emulator.policy.felix_endpoints import Endpoint
+from emulator.policy.felix_rules import ALLOWED, FelixRule, chain, limited_name, rule_hashes, set_mark
 
 ENDPOINTS = (Endpoint("cali1dac8782bdb", ("kns.kube-system", "ksa.kube-system.coredns")),)
+
+
+@pytest.fixture
+def earlier(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The marks of releases up to v3.30: no bit for drop, and so the scratch bits one place lower."""
+    monkeypatch.setattr(felix, "FROM_WORKLOAD", 0x40000)
+    monkeypatch.setattr(felix, "ALL_MARKS", 0xF0000)
+    felix._static_filter.cache_clear()
+    yield
+    felix._static_filter.cache_clear()
 
 
 def tables(endpoints: tuple[Endpoint, ...] = ENDPOINTS) -> dict[str, IptablesRules]:
@@ -37,7 +55,8 @@ def hashes(rules: IptablesRules, name: str) -> list[str]:
             "cali-fw-cali1dac8782bdb",
             "ewXlV09BwxlTmEX- 6_-94GUCd3jeMzuW gj5Txhi9uVaB6bDT OPts9jGapGnT2WV8 Usb6boV_eqw3tgpW",
         ),
-        ("filter", "cali-pri-kns.kube-system", "J1TyxtHWd0qaBGK- QIB6k7eEKdIg73Jp"),
+        ("filter", "cali-pri-kns.kube-system", "J1TyxtHWd0qaBGK-"),
+        ("filter", "cali-pri-_u2Tn2rSoAPffvE7JO6", "WqgznqAQ-uYV0oBx"),
         ("nat", "cali-PREROUTING", "r6XmIziWUJsdOK6Z"),
         ("nat", "cali-OUTPUT", "GBTAv2p5CwevEyJm"),
         ("nat", "cali-POSTROUTING", "Z-c7XtVd2Bq7s_hA nYKhEzDlr11Jccal"),
@@ -51,9 +70,26 @@ def hashes(rules: IptablesRules, name: str) -> list[str]:
         ("mangle", "cali-PREROUTING", "6BJqBjBC7crtA-7- KX7AGNd6rMcDUai6 wNH7KsA3ILKJBsY9 Cg96MgVuoPm7UMRo"),
     ],
 )
+@pytest.mark.usefixtures("earlier")
 def test_hashes_are_those_of_real_clusters(table: str, name: str, real: str) -> None:
     expected = real.split()
     assert hashes(tables()[table], name)[: len(expected)] == expected
+
+
+def test_a_profiles_chain_ended_with_a_return_that_is_left_out_today() -> None:
+    rules = (
+        FelixRule("", set_mark(0x10000), ("Profile kns.kube-system ingress",)),
+        FelixRule(ALLOWED, "--jump RETURN"),
+    )
+    assert rule_hashes("cali-pri-kns.kube-system", rules) == ["J1TyxtHWd0qaBGK-", "QIB6k7eEKdIg73Jp"]
+    assert len(next(item for item in tables()["filter"].chains if item.name == "cali-pri-kns.kube-system").rules) == 1
+
+
+def test_todays_marks_leave_a_bit_to_drop_and_clear_the_others() -> None:
+    assert (rendering.ACCEPT, rendering.PASS, rendering.DENY) == (0x10000, 0x20000, 0x40000)
+    assert (rendering.SCRATCH_0, rendering.SCRATCH_1) == (0x80000, 0x100000)
+    (first,) = [item.rules[0] for item in tables()["raw"].chains if item.name == "cali-PREROUTING"]
+    assert first.args[-1] == "0/0x1b0000"
 
 
 def test_jumps_from_the_kernels_chains_carry_the_real_hashes_too() -> None:

@@ -1,0 +1,181 @@
+"""Felix, Calico's and Canal's agent: network policies in the iptables and ipsets of a node.
+
+The way of a packet from pod A to pod B, on the node of A and then on that of B (on one node: one after the other)::
+
+    filter FORWARD ─ cali-FORWARD ─ from cali+ ─ cali-from-wl-dispatch ─ cali-fw-<A's device>    A's egress
+                                  └ to cali+ ─── cali-to-wl-dispatch ─── cali-tw-<B's device>    B's ingress
+    cali-fw-…, cali-tw-…:  each tier: cali-po-/cali-pi-<policy> ─ rules ─ sets cali40s:…, cali40n:…
+                           no tier decided: cali-pro-/cali-pri-kns.<namespace> allows
+
+Everything that policies need is in the filter table, which belongs to Felix as a whole; the static part is that of
+``emulator.cni.felix``. Chains of policies that select no pod of the node are not there, as upstream leaves chains out
+that nothing refers to, and neither are their sets.
+
+Only the iptables data plane: FelixConfiguration's ``nftablesMode`` and ``bpfEnabled`` are not emulated.
+
+Sources: projectcalico/calico felix/dataplane/linux (endpoint_mgr.go, policy_mgr.go), felix/rules, felix/calc;
+``emulator.policy.felix_endpoints``, ``felix_policies``, ``felix_matches``, ``felix_selectors``, ``felix_sets``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Protocol
+
+from emulator.cluster.model import Cluster, Node, Pod
+from emulator.plan.model import AnyObject, Chain, Family, IptablesRules
+from emulator.policy.compiled import Compiled
+from emulator.policy.enforcer import Deviation, PolicyMode
+from emulator.policy.felix_deviations import deviation_of, deviations_of
+from emulator.policy.felix_endpoints import Endpoint, TierPolicies, endpoint_chains, host_device, profiles_of
+from emulator.policy.felix_matches import SetRef
+from emulator.policy.felix_policies import Group, Rendered, groups, policy_chain
+from emulator.policy.felix_selectors import subject_selector
+from emulator.policy.felix_sets import Members, ipsets
+from emulator.policy.flow import Flow
+from emulator.policy.model import DIRECTIONS, Direction, Policy, PolicyKind
+
+CURRENT_KINDS: frozenset[PolicyKind] = frozenset(
+    {"NetworkPolicy", "CalicoNetworkPolicy", "CalicoGlobalNetworkPolicy", "ClusterNetworkPolicy"}
+)
+EARLIER_KINDS: frozenset[PolicyKind] = frozenset({"AdminNetworkPolicy", "BaselineAdminNetworkPolicy"})
+
+
+class FilterTable(Protocol):
+    """What a style gives Felix: its filter table, around the chains that judge."""
+
+    def families(self, cluster: Cluster) -> Iterable[Family]:
+        """The families that Felix looks after."""
+        ...
+
+    def filter_rules(
+        self, cluster: Cluster, node: Node, family: Family, judging: Sequence[Chain], *, own_node: bool
+    ) -> IptablesRules:
+        """The table; ``own_node``: pods reach their node whatever policies say."""
+        ...
+
+
+@dataclass
+class _Step:
+    """What was worked out for one step's policies."""
+
+    compiled: Compiled
+    members: Members
+    touched: frozenset[str] = frozenset()
+    tiers: dict[tuple[int, ...], tuple[tuple[str, bool, tuple[Group, ...]], ...]] = field(default_factory=dict)
+
+
+class Felix:
+    """The enforcer of one lab. It remembers what it wrote for policies that did not change."""
+
+    name = "felix"
+    title = "Felix · iptables"
+    requires: tuple[str, ...] = ("iptables", "iptables-restore", "ipset", "ipset-program")
+    stand_in = ""
+
+    def __init__(self, table: FilterTable, mode: PolicyMode) -> None:
+        self.mode = mode
+        self.kinds = CURRENT_KINDS if mode == "faithful" else CURRENT_KINDS | EARLIER_KINDS
+        self._table = table
+        self._step: _Step | None = None
+        self._rendered: dict[tuple[int, Direction, Family], tuple[Policy, Rendered]] = {}
+        self._selectors: dict[int, tuple[Policy, str]] = {}
+
+    # -- a node -------------------------------------------------------------------------------------------------
+
+    def node(self, cluster: Cluster, compiled: Compiled, node: Node) -> Iterator[AnyObject]:
+        """The sets and the filter table of one node, in each family."""
+        step = self._at(compiled)
+        judged = [(pod, self._judged(step, pod)) for pod in cluster.pods_on(node.name) if not pod.host_network]
+        endpoints = [self._endpoint(pod, tiers) for pod, tiers in judged]
+        met: dict[tuple[str, Direction], Group] = {}
+        for _, tiers in judged:
+            for direction in DIRECTIONS:
+                for _, _, found in tiers[direction]:
+                    met.update(((group.name, direction), group) for group in found)
+        policies = {
+            (id(policy), direction): policy for (_, direction), group in met.items() for policy in group.policies
+        }
+        shared = [group.chain for group in met.values() if group.chain is not None]
+        for family in self._table.families(cluster):
+            rendered = [self._chain(policy, direction, family) for (_, direction), policy in policies.items()]
+            refs: dict[SetRef, str] = {}
+            for policy, one in zip(policies.values(), rendered, strict=True):
+                for ref in one.sets:
+                    refs.setdefault(ref, f"for {policy.key}")
+            yield from ipsets(node.ns, family, refs, step.members)
+            chains = (*endpoint_chains(endpoints), *(one.chain for one in rendered), *shared)
+            yield self._table.filter_rules(cluster, node, family, chains, own_node=self.mode == "spec")
+
+    def _judged(self, step: _Step, pod: Pod) -> dict[Direction, tuple[tuple[str, bool, tuple[Group, ...]], ...]]:
+        """The tiers that judge a pod, in each direction: name, whether what nothing matches goes on, and whom to
+        ask."""
+        return {direction: self._tiers(step, pod, direction) for direction in DIRECTIONS}
+
+    def _tiers(self, step: _Step, pod: Pod, direction: Direction) -> tuple[tuple[str, bool, tuple[Group, ...]], ...]:
+        policies = [one for one in step.compiled.of_pod(pod.key, direction) if one.kind in self.kinds]
+        if not policies:
+            return ()
+        key = (direction == "ingress", *map(id, policies))
+        if key not in step.tiers:
+            defaults = {tier.name: tier.default for tier in step.compiled.tiers}
+            step.tiers[key] = tuple(
+                (tier, defaults[tier] == "pass", groups(tuple(members), direction, self._selector))
+                for tier, members in groupby(policies, key=lambda policy: policy.tier)
+            )
+        return step.tiers[key]
+
+    def _endpoint(self, pod: Pod, tiers: dict[Direction, tuple[tuple[str, bool, tuple[Group, ...]], ...]]) -> Endpoint:
+        ingress, egress = (
+            tuple(
+                TierPolicies(tier, tuple(group.name for group in found), passes)
+                for tier, passes, found in tiers[direction]
+            )
+            for direction in DIRECTIONS
+        )
+        return Endpoint(host_device(pod), profiles_of(pod), ingress, egress, may_tunnel=self.mode == "spec")
+
+    # -- what is remembered -------------------------------------------------------------------------------------
+
+    def _at(self, compiled: Compiled) -> _Step:
+        step = self._step
+        if step is not None and step.compiled is compiled:
+            return step
+        if step is None:
+            made = _Step(compiled, Members(compiled))
+        else:
+            old, new = step.compiled.pods, compiled.pods
+            touched = {key for key, pod in new.items() if old.get(key) is not pod}
+            touched.update(key for key in old if key not in new)
+            made = _Step(compiled, Members(compiled, step.members, touched))
+            there = {id(policy) for policy in compiled.policies}
+            self._rendered = {key: found for key, found in self._rendered.items() if key[0] in there}
+            self._selectors = {key: found for key, found in self._selectors.items() if key in there}
+        self._step = made
+        return made
+
+    def _chain(self, policy: Policy, direction: Direction, family: Family) -> Rendered:
+        key = (id(policy), direction, family)
+        found = self._rendered.get(key)
+        if found is None:
+            found = self._rendered[key] = (policy, policy_chain(policy, direction, family))
+        return found[1]
+
+    def _selector(self, policy: Policy) -> str:
+        found = self._selectors.get(id(policy))
+        if found is None:
+            found = self._selectors[id(policy)] = (policy, subject_selector(policy))
+        return found[1]
+
+    # -- what the real one does otherwise -----------------------------------------------------------------------
+
+    def deviations(self, cluster: Cluster, compiled: Compiled) -> Iterable[Deviation]:
+        """Lines for people: where Felix does not do what the API says."""
+        return deviations_of(compiled, self.kinds, self.mode)
+
+    def deviates(self, compiled: Compiled, flow: Flow, *, allowed: bool) -> Deviation | None:
+        """Why Felix decides otherwise on this flow than the specification, which says ``allowed``; None if it does
+        not."""
+        return deviation_of(compiled, flow, self.kinds, self.mode, allowed=allowed)

@@ -1,0 +1,186 @@
+"""An endpoint's chains: from a pod's device to the policies and profiles that judge its traffic.
+
+::
+
+    cali-from-wl-dispatch ─ by device ─ cali-fw-<device>   what the pod sends
+    cali-to-wl-dispatch ─── by device ─ cali-tw-<device>   what comes to the pod
+        known connections: ACCEPT          invalid ones: DROP
+        for each tier with a policy for the pod: clear pass
+            each policy or group, unless pass is set;  accept is set: RETURN
+            pass is not set: DROP                      (unless the tier's default is Pass)
+        each profile;  accept is set: RETURN           the namespace's allows everything: Kubernetes' default
+        DROP
+
+Sources: projectcalico/calico felix/rules/endpoints.go (endpointIptablesChain), dispatch.go, policy.go
+(ProfileToIptablesChains).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from emulator.cluster.model import Pod
+from emulator.plan.addressing import digest
+from emulator.plan.model import Chain
+from emulator.policy.felix_rules import (
+    ACCEPT,
+    ALLOWED,
+    PASS,
+    TRACKED,
+    FelixRule,
+    chain,
+    clear_mark,
+    limited_name,
+    set_mark,
+    unmarked,
+)
+
+VXLAN_PORT = 4789  # Felix's own, which pods must not use
+
+
+class TierPolicies(NamedTuple):
+    """The policies of a tier at an endpoint in one direction: the chains of policies and groups to ask, in order."""
+
+    tier: str
+    chains: tuple[str, ...]
+    passes: bool = False  # what no policy matches goes on, in place of being dropped
+
+
+class Endpoint(NamedTuple):
+    """A pod's host end, with the profiles that apply to it: ``kns.<namespace>``, ``ksa.<namespace>.<account>``.
+
+    ``may_tunnel``: VXLAN and IP-in-IP packets of the pod's own are not dropped (AllowVXLANPacketsFromWorkloads,
+    AllowIPIPPacketsFromWorkloads).
+    """
+
+    device: str
+    profiles: tuple[str, ...]
+    ingress: tuple[TierPolicies, ...] = ()
+    egress: tuple[TierPolicies, ...] = ()
+    may_tunnel: bool = False
+
+
+def host_device(pod: Pod) -> str:
+    """``cali`` and 11 hex digits of SHA-1 over ``namespace.pod``: default.nginx -> calic440f455693."""
+    return f"cali{digest(f'{pod.namespace}.{pod.name}', 11, 'sha1')}"
+
+
+def profiles_of(pod: Pod) -> tuple[str, ...]:
+    """The profiles that Kubernetes' namespaces and service accounts are to Calico."""
+    return f"kns.{pod.namespace}", f"ksa.{pod.namespace}.{pod.service_account}"
+
+
+def endpoint_chains(endpoints: Sequence[Endpoint]) -> tuple[Chain, ...]:
+    """All chains for the endpoints of a node: dispatch, endpoints, profiles."""
+    return (
+        *_dispatch(endpoints),
+        *(item for endpoint in endpoints for item in _endpoint(endpoint)),
+        *_profiles(endpoints),
+    )
+
+
+def _dispatch(endpoints: Sequence[Endpoint]) -> Iterable[Chain]:
+    """From the device to its chain. Devices that share their next letter share a chain: a shallow tree."""
+    devices = sorted(endpoint.device for endpoint in endpoints)
+    common = _common_prefix(devices)
+    bins: dict[str, list[str]] = {}
+    for device in devices:
+        bins.setdefault(device[: len(common) + 1], []).append(device)
+    unknown = FelixRule("", "--jump DROP", ("Unknown interface",), why="no pod that Felix knows")
+    for root, option, prefix in (
+        ("cali-from-wl-dispatch", "--in-interface", "cali-fw-"),
+        ("cali-to-wl-dispatch", "--out-interface", "cali-tw-"),
+    ):
+        rules = []
+        for start, names in bins.items():
+            leaves = [FelixRule(f"{option} {name}", f"--goto {prefix}{name}") for name in names]
+            if len(leaves) == 1:
+                rules += leaves
+                continue
+            child = f"{root}-{start[len(common) :]}"
+            rules.append(FelixRule(f"{option} {start}+", f"--goto {child}"))
+            yield chain(child, (*leaves, unknown))
+        yield chain(root, (*rules, unknown))
+
+
+def _common_prefix(names: Sequence[str]) -> str:
+    """What all of the sorted ``names`` begin with: what the first and the last share."""
+    if not names:
+        return ""
+    pairs = zip(names[0], names[-1], strict=False)
+    return "".join(one for one, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+@lru_cache(maxsize=8192)
+def _endpoint(endpoint: Endpoint) -> tuple[Chain, ...]:
+    no_tunnels = (
+        FelixRule(
+            f"-p 17 -m multiport --destination-ports {VXLAN_PORT}",
+            "--jump DROP",
+            ("Drop VXLAN encapped packets originating in workloads",),
+        ),
+        FelixRule("-p 4", "--jump DROP", ("Drop IPinIP encapped packets originating in workloads",)),
+    )
+    return tuple(
+        chain(
+            f"{prefix}{endpoint.device}",
+            (
+                FelixRule(TRACKED, "--jump ACCEPT", why="replies pass"),
+                FelixRule("-m conntrack --ctstate INVALID", "--jump DROP"),
+                FelixRule("", clear_mark(ACCEPT | PASS)),
+                *first,
+                *(rule for tier in tiers for rule in _tier(tier)),
+                *(rule for profile in endpoint.profiles for rule in _profile(profile_prefix, profile)),
+                FelixRule("", "--jump DROP", ("Drop if no profiles matched",)),
+            ),
+        )
+        for prefix, profile_prefix, tiers, first in (
+            ("cali-tw-", "cali-pri-", endpoint.ingress, ()),
+            ("cali-fw-", "cali-pro-", endpoint.egress, () if endpoint.may_tunnel else no_tunnels),
+        )
+    )
+
+
+def _tier(tier: TierPolicies) -> Iterable[FelixRule]:
+    yield FelixRule("", clear_mark(PASS), (f"Start of tier {tier.tier}",))
+    for name in tier.chains:
+        yield FelixRule(unmarked(PASS), f"--jump {name}")
+        yield FelixRule(ALLOWED, "--jump RETURN", ("Return if policy accepted",))
+    if not tier.passes:
+        comment = f"End of tier {tier.tier}. Drop if no policies passed packet"
+        yield FelixRule(unmarked(PASS), "--jump DROP", (comment,), "a policy selects the pod, and none allowed it")
+
+
+def _profile(prefix: str, profile: str) -> tuple[FelixRule, FelixRule]:
+    return (
+        FelixRule("", f"--jump {limited_name(prefix, profile)}"),
+        FelixRule(ALLOWED, "--jump RETURN", ("Return if profile accepted",)),
+    )
+
+
+def _profiles(endpoints: Sequence[Endpoint]) -> Iterable[Chain]:
+    for profile in dict.fromkeys(name for endpoint in endpoints for name in endpoint.profiles):
+        yield from _profile_chains(profile)
+
+
+@lru_cache(maxsize=4096)
+def _profile_chains(profile: str) -> tuple[Chain, ...]:
+    """A namespace's profile (``kns.``) allows everything; a service account's (``ksa.``) says nothing."""
+    allows = profile.startswith("kns.")
+    return tuple(
+        chain(
+            limited_name(prefix, profile),
+            (
+                FelixRule(
+                    "",
+                    set_mark(ACCEPT) if allows else "",
+                    (f"Profile {profile} {direction}",),
+                    "the namespace's default: allow" if allows else "",
+                ),
+            ),
+        )
+        for prefix, direction in (("cali-pri-", "ingress"), ("cali-pro-", "egress"))
+    )
