@@ -53,7 +53,7 @@ class Cloud:
     balancer: LoadBalancer
     style: Style
     stand_in: str = "a router with nftables for a cloud's load balancer; its health checks are worked out, not sent"
-    requires: tuple[str, ...] = ("nftables",)
+    requires: tuple[str, ...] = ("nft-program", "nft-nat")
 
     @property
     def title(self) -> str:

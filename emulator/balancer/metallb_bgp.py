@@ -24,16 +24,17 @@ from emulator.balancer.announcing import announcers, balanced, speakers
 from emulator.cluster.model import Cluster, LoadBalancer, Machine, Node
 from emulator.cni.bgp_fabric import (
     addresses_of,
+    announced_route,
     fabric_sessions,
-    gateway,
     protocol_name,
     router_daemon,
     router_end,
+    spreading,
 )
 from emulator.cni.style import Style
 from emulator.errors import Unsupported, UserError
 from emulator.plan.addressing import contains, family_of, host_prefix
-from emulator.plan.model import AnyObject, Daemon, Family, File, Route, Sysctl
+from emulator.plan.model import AnyObject, Daemon, Family, File
 from emulator.routing.bgp import Path, Session, spread
 from emulator.routing.bird import router_id
 from emulator.routing.bird_metallb import AnnouncedFamily, speaker_config
@@ -192,36 +193,6 @@ class MetalLbBgp:
                         )
                         yield session
                         yield router_end(router, session)
-
-
-def spreading(router: Machine, families: list[Family]) -> Iterator[Sysctl]:
-    """What makes a router choose among several next hops by addresses and ports, as hardware does."""
-    for family in families:
-        yield Sysctl(
-            ns=router.ns,
-            name=f"net/ipv{family}/fib_multipath_hash_policy",
-            value="1",
-            component="network operator",
-            why="one of several next hops is chosen by the hash of addresses, protocol and ports",
-        )
-
-
-def announced_route(router: Machine, prefix: str, paths: tuple[Path, ...], what: str) -> Iterator[Route]:
-    """The route that a router learns of an address that several nodes announce."""
-    hops = [hop for path in paths if (hop := gateway(router, path.next_hop)) != ("", "")]
-    if not hops:
-        return
-    yield Route(
-        ns=router.ns,
-        destination=prefix,
-        via=hops[0][0] if len(hops) == 1 else "",
-        device=hops[0][1] if len(hops) == 1 else "",
-        hops=tuple(hops) if len(hops) > 1 else (),
-        protocol="bird",
-        learned=True,
-        component="bird",
-        why=what,
-    )
 
 
 def _names(paths: tuple[Path, ...]) -> str:

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from emulator.cluster.model import Cluster, Machine
 from emulator.plan.addressing import contains, prefix_length
-from emulator.plan.model import AnyObject, Daemon, File
-from emulator.routing.bgp import Session
+from emulator.plan.model import AnyObject, Daemon, Family, File, Route, Sysctl
+from emulator.routing.bgp import Path, Session
 from emulator.routing.bird import router_id
 from emulator.routing.bird_router import RouterFamily, router_config
 
@@ -141,4 +141,34 @@ def router_daemon(router: Machine, families: Sequence[RouterFamily]) -> Iterator
         ready_socket=ROUTER_SOCKET,
         component=BIRD,
         why="learns the pods' addresses from nodes and other routers, so that the underlay can carry them",
+    )
+
+
+def spreading(router: Machine, families: Iterable[Family]) -> Iterator[Sysctl]:
+    """What makes a router choose among several next hops by addresses and ports, as hardware does."""
+    for family in families:
+        yield Sysctl(
+            ns=router.ns,
+            name=f"net/ipv{family}/fib_multipath_hash_policy",
+            value="1",
+            component="network operator",
+            why="one of several next hops is chosen by the hash of addresses, protocol and ports",
+        )
+
+
+def announced_route(router: Machine, prefix: str, paths: tuple[Path, ...], what: str) -> Iterator[Route]:
+    """The route that a router learns of an address that several nodes announce."""
+    hops = [hop for path in paths if (hop := gateway(router, path.next_hop)) != ("", "")]
+    if not hops:
+        return
+    yield Route(
+        ns=router.ns,
+        destination=prefix,
+        via=hops[0][0] if len(hops) == 1 else "",
+        device=hops[0][1] if len(hops) == 1 else "",
+        hops=tuple(hops) if len(hops) > 1 else (),
+        protocol="bird",
+        learned=True,
+        component="bird",
+        why=what,
     )

@@ -24,6 +24,7 @@ from emulator.cluster.validation import invalid, parse_address
 from emulator.cni.bgp_fabric import (
     BIRD,
     addresses_of,
+    announced_route,
     fabric_sessions,
     gateway,
     identifiers,
@@ -32,13 +33,15 @@ from emulator.cni.bgp_fabric import (
     protocol_name,
     router_daemon,
     router_end,
+    spreading,
 )
+from emulator.cni.calico_services import announcing, service_routes
 from emulator.cni.calico_settings import Peering, Settings
 from emulator.cni.calico_tunnels import is_felixs
 from emulator.errors import ManifestError, Problem, UserError
-from emulator.plan.addressing import contains, families_of, family_of, host_prefix, of_family
+from emulator.plan.addressing import contains, families_of, family_of, host_prefix, of_family, prefix_length
 from emulator.plan.model import AnyObject, Daemon, Family, File, Route
-from emulator.routing.bgp import Path, Session, settle
+from emulator.routing.bgp import Path, Session, settle, spread
 from emulator.routing.bird import FamilyRouting, Peer, Speaker, bird_config, hashed_router_id
 from emulator.routing.bird_router import RouterFamily
 
@@ -59,6 +62,7 @@ class Network:
     machines: Mapping[str, Machine]
     plain: bool  # a full mesh and nothing else: everybody has every prefix from its origin
     router_ids: Mapping[str, str]
+    services: Mapping[str, tuple[str, ...]]  # CIDRs of Services, with the nodes that announce them and are up
     _found: dict[str, dict[str, Path]] = field(default_factory=dict)
 
     def of(self, speaker: str, family: Family) -> tuple[Session, ...]:
@@ -86,6 +90,20 @@ class Network:
         )
         return {name: table[prefix] for name, table in tables.items() if prefix in table and name != origin.name}
 
+    def ways_to_service(self, cidr: str) -> dict[str, tuple[Path, ...]]:
+        """The best paths to a CIDR of Services, by speaker: all nodes that announce it are as good."""
+        sessions = [each for each in self.sessions if family_of(each.local_address) == family_of(cidr)]
+        told = {
+            name
+            for known, names in self.services.items()
+            if contains(known, cidr.partition("/")[0]) and prefix_length(known) <= prefix_length(cidr)
+            for name in names
+        }
+        routers = {name for name, machine in self.machines.items() if machine.kind == "router"}
+        return spread(
+            self.router_ids, sessions, cidr, self.services[cidr], lambda speaker, _: speaker in told | routers
+        )
+
     def _exports(self, speaker: str, prefix: str) -> bool:
         """calico_export_to_bgp_peers: own blocks and nothing beneath them, and what is in the pools."""
         pool = self.settings.pool_of(prefix)
@@ -109,7 +127,8 @@ def network_of(cluster: Cluster, settings: Settings) -> Network:
         sessions.setdefault((each.local, each.remote_address, each.port), each)
     ids = router_ids(cluster, machines)
     plain = settings.mesh and not settings.clusters and not settings.peerings and len(set(ids.values())) == len(ids)
-    made = Network(cluster, settings, tuple(sessions.values()), machines, plain, ids)
+    services = announcing(cluster, settings.services)
+    made = Network(cluster, settings, tuple(sessions.values()), machines, plain, ids, services)
     _latest[:] = [made]
     return made
 
@@ -265,6 +284,7 @@ def node_bgp(cluster: Cluster, node: Node, settings: Settings) -> Iterator[AnyOb
 
 def _speaker(network: Network, node: Node) -> Speaker:
     settings = network.settings
+    services = service_routes(network.cluster, settings.services, node)
     families = []
     for family in _families(network.cluster):
         pools = settings.of_family(family)
@@ -277,6 +297,8 @@ def _speaker(network: Network, node: Node) -> Speaker:
                 peers=tuple(_peer(each) for each in network.of(node.name, family)),
                 hidden=tuple(pool.cidr for pool in pools if not pool.exported),
                 tunnelled=tuple(pool.cidr for pool in pools if pool.encapsulation.kind),
+                services=tuple(cidr for cidr in services if family_of(cidr) == family),
+                service_ranges=tuple(cidr for cidr in settings.services.all if family_of(cidr) == family),
             )
         )
     return Speaker(
@@ -366,14 +388,20 @@ def router_bgp(cluster: Cluster, router: Machine, settings: Settings) -> Iterato
     for family in _families(cluster):
         sessions = network.of(router.name, family)
         pools = tuple(pool.cidr for pool in settings.of_family(family))
+        services = tuple(cidr for cidr in settings.services.all if family_of(cidr) == family)
         if sessions and pools:
-            families.append(RouterFamily(family, pools, sessions))
+            families.append(RouterFamily(family, (*pools, *services), sessions))
     if not router.asn or not families or not settings.peerings:
         return
     yield from router_daemon(router, families)
     for node in cluster.nodes:
         for block in node.pod_ranges:
             yield from _learned(network, router, block, node, f"block of {node.name}")
+    if network.services:
+        yield from spreading(router, [family.version for family in families])
+    for cidr, nodes in network.services.items():
+        paths = network.ways_to_service(cidr).get(router.name, ())
+        yield from announced_route(router, cidr, paths, f"Services, announced by {', '.join(nodes)}")
 
 
 # -- whether it works ---------------------------------------------------------------------------------------------

@@ -41,14 +41,23 @@ class Password(_Spec, frozen=True, kw_only=True):
     secret_key_ref: SecretKey
 
 
+class Block(_Spec, frozen=True, kw_only=True):
+    """A CIDR (ServiceClusterIPBlock, ServiceExternalIPBlock, ServiceLoadBalancerIPBlock)."""
+
+    cidr: str
+
+
 class BGPConfigurationSpec(_Spec, frozen=True, kw_only=True):
-    """The cluster's BGP: the mesh and the AS number."""
+    """The cluster's BGP: the mesh, the AS number, and the Services that it announces."""
 
     log_severity_screen: str | None = None
     node_to_node_mesh_enabled: bool | None = None
     as_number: int | str | None = None
     node_mesh_max_restart_time: str | None = None
     node_mesh_password: Password | None = None
+    service_cluster_ips: list[Block] | None = msgspec.field(name="serviceClusterIPs", default=None)
+    service_external_ips: list[Block] | None = msgspec.field(name="serviceExternalIPs", default=None)
+    service_load_balancer_ips: list[Block] | None = msgspec.field(name="serviceLoadBalancerIPs", default=None)
 
 
 class BGPPeerSpec(_Spec, frozen=True, kw_only=True):
@@ -85,9 +94,8 @@ class NodeSpec(_Spec, frozen=True, kw_only=True):
 NOT_EMULATED = {
     "IPPool": ("allowedUses", "assignmentMode", "namespaceSelector"),
     "BGPConfiguration": (
-        "serviceClusterIPs", "serviceExternalIPs", "serviceLoadBalancerIPs", "serviceLoadBalancerAggregation",
-        "communities", "prefixAdvertisements", "listenPort", "bindMode", "ignoredInterfaces",
-        "localWorkloadPeeringIPV4", "localWorkloadPeeringIPV6", "programClusterRoutes",
+        "serviceLoadBalancerAggregation", "communities", "prefixAdvertisements", "listenPort", "bindMode",
+        "ignoredInterfaces", "localWorkloadPeeringIPV4", "localWorkloadPeeringIPV6", "programClusterRoutes",
     ),
     "BGPPeer": (
         "sourceAddress", "ttlSecurity", "reachableBy", "filters",

@@ -28,6 +28,7 @@ from emulator.cni.calico_resources import (
     NOT_EMULATED,
     BGPConfigurationSpec,
     BGPPeerSpec,
+    Block,
     IPPoolSpec,
     NodeSpec,
     Password,
@@ -103,6 +104,23 @@ class Peering:
 
 
 @dataclass(frozen=True)
+class ServiceRanges:
+    """The CIDRs of Services that BGP announces: of cluster IPs, external IPs, and load balancers' addresses."""
+
+    cluster: tuple[str, ...] = ()
+    external: tuple[str, ...] = ()
+    load_balancer: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.all)
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Every CIDR once."""
+        return tuple(dict.fromkeys((*self.cluster, *self.external, *self.load_balancer)))
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything that the resources say. ``asns`` and ``clusters`` (of route reflectors) are by node."""
 
@@ -114,6 +132,7 @@ class Settings:
     asns: Mapping[str, int] = field(default_factory=dict)
     clusters: Mapping[str, str] = field(default_factory=dict)
     asked_for_bgp: bool = False
+    services: ServiceRanges = ServiceRanges()
 
     def pool_of(self, cidr: str) -> Pool | None:
         """The pool that a block or an address is of."""
@@ -183,7 +202,7 @@ class _Reader:
             self._check_cluster_id(cluster)
         pools = self._pools()
         mesh, mesh_password, restart_time, default_asn = True, "", 0, AS_NUMBER
-        configured = False
+        configured, services = False, ServiceRanges()
         for name, configuration, _ in self._of("BGPConfiguration", BGPConfigurationSpec):
             if name != "default":
                 self._fault("metadata.name", forbidden("only the cluster's, called default, is emulated"))
@@ -192,6 +211,11 @@ class _Reader:
             mesh_password = self._password(configuration.node_mesh_password, "spec.nodeMeshPassword")
             restart_time = self._duration(configuration.node_mesh_max_restart_time, "spec.nodeMeshMaxRestartTime")
             default_asn = self._asn(configuration.as_number, "spec.asNumber") or AS_NUMBER
+            services = ServiceRanges(
+                self._blocks(configuration.service_cluster_ips, "serviceClusterIPs"),
+                self._blocks(configuration.service_external_ips, "serviceExternalIPs"),
+                self._blocks(configuration.service_load_balancer_ips, "serviceLoadBalancerIPs"),
+            )
         asns = {name: asns.get(name) or default_asn for name in self._nodes}
         peerings = tuple(
             found
@@ -209,6 +233,7 @@ class _Reader:
             asns=asns,
             clusters=clusters,
             asked_for_bgp=configured or bool(peerings),
+            services=services,
         )
 
     # -- telling what is wrong ----------------------------------------------------------------------------------
@@ -410,6 +435,19 @@ class _Reader:
                 return number
         self._fault(path, invalid(value, f"must be an AS number between 1 and {AS_MAX}"))
         return 0
+
+    def _blocks(self, blocks: list[Block] | None, field_: str) -> tuple[str, ...]:
+        """The CIDRs of a list, of the cluster's families."""
+        found: dict[str, None] = {}
+        for index, block in enumerate(blocks or ()):
+            try:
+                cidr = str(parse_cidr(block.cidr))
+            except ValueError as error:
+                self._fault(f"spec.{field_}[{index}].cidr", invalid(block.cidr, str(error)))
+                continue
+            if family_of(cidr) in families_of(self._pod_cidrs):
+                found[cidr] = None
+        return tuple(found)
 
     def _duration(self, text: str | None, path: str) -> int:
         """Seconds of ``1m30s``."""

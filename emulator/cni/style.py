@@ -78,6 +78,11 @@ class Style(Protocol):
         """What of the cluster's objects a pod's plan depends on, to be compared for equality; for most nothing."""
         ...
 
+    def advertised(self, cluster: Cluster) -> object:
+        """What of Services and their endpoints the plans of nodes and routers depend on, to be compared for equality;
+        for most nothing."""
+        ...
+
     def check(self, cluster: Cluster) -> None:
         """Refuse what the style cannot do (an MTU too small for the tunnel): raises UserError."""
         ...
@@ -130,4 +135,7 @@ class Plain:
         return None
 
     def shared(self, cluster: Cluster) -> object:
+        return ()
+
+    def advertised(self, cluster: Cluster) -> object:
         return ()

@@ -28,6 +28,8 @@ class Planner(Protocol):
 
     def shared(self, cluster: Cluster) -> object: ...
 
+    def advertised(self, cluster: Cluster) -> object: ...
+
     def node(self, cluster: Cluster, node: Node) -> Iterable[AnyObject]: ...
 
     def router(self, cluster: Cluster, router: Machine) -> Iterable[AnyObject]: ...
@@ -85,6 +87,8 @@ def build(
         old = _reusable(previous[0], cluster, previous[1].fragments)
         if _objects_differ(previous[0], cluster) and style.shared(previous[0]) != style.shared(cluster):
             old = {key: fragment for key, fragment in old.items() if not key.startswith("pod/")}
+        if style.advertised(previous[0]) != style.advertised(cluster):
+            old = {key: fragment for key, fragment in old.items() if not key.startswith(("node/", "router/"))}
         if not same_proxy:
             old = {key: fragment for key, fragment in old.items() if not key.startswith("proxy/")}
 

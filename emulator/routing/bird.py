@@ -61,7 +61,8 @@ class FamilyRouting:
     """One address family of a speaker.
 
     ``blocks`` are the CIDRs that are this node's own, ``pools`` what may be exported, ``hidden`` the pools that must
-    not be, and ``tunnelled`` those whose routes are none of BIRD's business.
+    not be, and ``tunnelled`` those whose routes are none of BIRD's business. ``services`` are the CIDRs of Services
+    that the node announces, and ``service_ranges`` those that no node's kernel may get.
     """
 
     version: Literal[4, 6]
@@ -71,6 +72,8 @@ class FamilyRouting:
     peers: tuple[Peer, ...]
     hidden: tuple[str, ...] = ()
     tunnelled: tuple[str, ...] = ()
+    services: tuple[str, ...] = ()
+    service_ranges: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,8 @@ def _validate(speaker: Speaker) -> None:
         for address in (family.local, *(peer.address for peer in family.peers)):
             if ip_address(address).version != family.version:
                 raise CnilabError(f"failed to write bird.cfg of {speaker.node}: {address} is not IPv{family.version}")
-        for cidr in (*family.blocks, *family.pools, *family.hidden, *family.tunnelled):
+        services = (*family.services, *family.service_ranges)
+        for cidr in (*family.blocks, *family.pools, *family.hidden, *family.tunnelled, *services):
             if ip_network(cidr).version != family.version:
                 raise CnilabError(f"failed to write bird.cfg of {speaker.node}: {cidr} is not IPv{family.version}")
         for peer in family.peers:
@@ -197,11 +201,17 @@ def _filters(family: FamilyRouting) -> Iterator[str]:
         yield f"  reject_disabled_pools_{v}();"
     yield f"  reject_tunnel_routes_{v}();"
     yield f"  calico_aggr_{v}();"
+    if family.services:
+        yield "  # Export static routes."
+        yield from (f"  if ( net ~ {cidr} ) then {{ accept; }}" for cidr in family.services)
     yield from (f"  if (net ~ {pool}) then {{ accept; }}" for pool in family.pools)
     yield "  reject;"
     yield "}"
     yield ""
     yield f"filter calico_kernel_programming_{v} {{"
+    if family.service_ranges:
+        yield "  # Don't program static routes into kernel."
+        yield from (f"  if ( net ~ {cidr} ) then {{ reject; }}" for cidr in family.service_ranges)
     yield "  if source = RTS_DEVICE then reject;  # the kernel has its connected routes already"
     yield from (f"  if ( net ~ {pool} ) then {{ reject; }}  # Felix's routes" for pool in family.tunnelled)
     yield "  accept;"
@@ -230,6 +240,9 @@ def _static(family: FamilyRouting) -> Iterator[str]:
     # No blackhole for a block of one address: it would shadow the pod's own route (projectcalico/calico#2624).
     single = 32 if family.version == 4 else 128
     yield from (f"  route {block} blackhole;" for block in family.blocks if ip_network(block).prefixlen != single)
+    if family.services:
+        yield "  # Static routes: Services."
+        yield from (f"  route {cidr} blackhole;" for cidr in family.services)
     yield "}"
 
 
