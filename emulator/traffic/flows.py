@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from emulator.traffic import agnhost, errqueue
 from emulator.traffic.errqueue import NetworkError
-from emulator.traffic.freshports import FreshPorts
+from emulator.traffic.freshports import FreshPorts, NoFreshPort
 from emulator.traffic.model import Probe
 
 PING_SIZE = 56  # bytes of data: what ping sends
@@ -69,7 +69,7 @@ class DatagramFlow:
             errqueue.enable(self.socket)
             set_options(self.socket, probe)
             self.local_port = self._bind(ports)
-            self.socket.connect(_target(probe, 0 if self._icmp else probe.port))
+            self.socket.connect(socket_address(probe, 0 if self._icmp else probe.port))
             self.local_address = str(self.socket.getsockname()[0])
         except OSError:
             self.socket.close()
@@ -143,7 +143,7 @@ class DatagramFlow:
             return bind(self.socket, self.probe, ports)
         if self.probe.source:
             self.socket.bind((self.probe.source, 0))
-        return self.probe.source_port or ports.take(self.probe.netns, "icmp")
+        return self.probe.source_port or ports.take(self.probe.netns, "icmp", fresh=self.probe.fresh)
 
     def _request(self, number: int) -> bytes:
         if not self._icmp:
@@ -215,7 +215,7 @@ def bind(sock: socket.socket, probe: Probe, ports: FreshPorts) -> int:
         sock.bind((address, probe.source_port))
         return probe.source_port
     for _ in range(BIND_ATTEMPTS):
-        port = ports.take(probe.netns, probe.protocol)
+        port = ports.take(probe.netns, probe.protocol, fresh=probe.fresh)
         try:
             sock.bind((address, port))
             return port
@@ -225,7 +225,7 @@ def bind(sock: socket.socket, probe: Probe, ports: FreshPorts) -> int:
     raise OSError(errno.EADDRINUSE, f"no free source port in {probe.netns}")
 
 
-def _target(probe: Probe, port: int) -> tuple[str, int] | tuple[str, int, int, int]:
+def socket_address(probe: Probe, port: int) -> tuple[str, int] | tuple[str, int, int, int]:
     """The socket address; ``fe80::1%eth0`` is resolved in the namespace that the thread is in."""
     address, _, device = probe.target.partition("%")
     if ":" not in address:
@@ -254,7 +254,7 @@ class TcpConnection:
             errqueue.enable(self.socket)
             set_options(self.socket, probe)
             self.local_port = bind(self.socket, probe, ports)
-            self._target = _target(probe, probe.port)
+            self._target = socket_address(probe, probe.port)
         except OSError:
             self.socket.close()
             raise
@@ -279,12 +279,28 @@ class TcpConnection:
             return taken[0]
         return errqueue.local_error(number) if number else None
 
+    @property
+    def connected(self) -> bool:
+        """Whether the handshake is over."""
+        try:
+            self.socket.getpeername()
+        except OSError:
+            return False
+        return True
+
+    def reset(self) -> None:
+        """Close it with RST, so that neither end nor a firewall between them remembers it for long."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.socket.close()
+
     def close(self) -> None:
         self.socket.close()
 
 
 def error_of(error: OSError) -> NetworkError:
     """What an OSError from opening a socket means for a probe."""
+    if isinstance(error, NoFreshPort):
+        return NetworkError("unreachable", str(error))
     if error.errno == errno.EADDRNOTAVAIL:
         return NetworkError("unreachable", "the sender does not have that address")
     if error.errno in (errno.ENOENT, errno.EMFILE, errno.ENFILE, errno.EADDRINUSE):

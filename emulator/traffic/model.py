@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-Protocol = Literal["icmp", "tcp", "udp"]
+Protocol = Literal["icmp", "tcp", "udp", "sctp"]
 Verdict = Literal["delivered", "refused", "dropped", "unreachable"]
 
 SMALLEST_UDP_PROBE = 16  # bytes: `echo cl:` and a nonce of eight hex digits
@@ -50,7 +50,11 @@ class Probe(msgspec.Struct, frozen=True, omit_defaults=True):
     ``interval`` 0: each packet follows the answer to the one before; once one stayed unanswered for ``timeout``, the
     rest go out at once, so that a probe lasts at most two timeouts longer than its answers. Each of the ``count`` TCP
     requests is a connection of its own; UDP datagrams and pings share one flow unless ``new_flow`` gives each its own
-    source port (or ICMP id). ``source_port`` 0: a port that this namespace has not used lately.
+    source port (or ICMP id). ``source_port`` 0: a port that this namespace has not used lately. ``fresh``: rather none
+    than one of which connection tracking may still know.
+
+    ``knock``: a TCP connection that is established is an answer, and nothing is said on it; it is reset. SCTP is never
+    more than INIT, and INIT ACK in answer.
     """
 
     id: str
@@ -68,6 +72,8 @@ class Probe(msgspec.Struct, frozen=True, omit_defaults=True):
     ttl: int = 0
     allow_fragments: bool = False
     new_flow: bool = False
+    knock: bool = False
+    fresh: bool = False
 
 
 class ProbeResult(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -166,6 +172,8 @@ def probe_problem(probe: Probe) -> str:
         return (
             f"size {probe.size}: a UDP probe carries at least {SMALLEST_UDP_PROBE} bytes, by which its answer is known"
         )
+    if probe.protocol == "sctp" and (probe.size or probe.new_flow):
+        return "an SCTP probe is an INIT: it has no size of its own, and one flow"
     if probe.timeout <= 0 or probe.interval < 0:
         return f"timeout {probe.timeout} and interval {probe.interval} must be positive"
     if probe.dont_fragment and probe.allow_fragments:

@@ -14,8 +14,10 @@ from emulator.traffic.errqueue import NetworkError
 from emulator.traffic.exchange import TcpExchange
 from emulator.traffic.flows import DatagramFlow, TcpConnection, error_of
 from emulator.traffic.freshports import FreshPorts
+from emulator.traffic.knock import Knock
 from emulator.traffic.loop import ERROR, READ, Loop, Timer
 from emulator.traffic.model import Probe, ProbeResult, Verdict
+from emulator.traffic.sctp_flow import SctpFlow
 
 AT_ONCE = 32  # probes started before those under way are looked after: more would wait on each other's system calls
 _SILENCE = NetworkError("dropped", "no answer")
@@ -78,7 +80,7 @@ class Tally:
 
 
 class DatagramProbe:
-    """``count`` UDP datagrams or pings. ``done`` is called once, with the result."""
+    """``count`` UDP datagrams, pings or SCTP INITs. ``done`` is called once, with the result."""
 
     def __init__(self, loop: Loop, ports: FreshPorts, probe: Probe, done: Callable[[ProbeResult], None]) -> None:
         self._loop = loop
@@ -86,7 +88,7 @@ class DatagramProbe:
         self._probe = probe
         self._done = done
         self._tally = Tally(probe)
-        self._flows: list[DatagramFlow] = []
+        self._flows: list[DatagramFlow | SctpFlow] = []
         self._sent_at: list[int] = []
         self._open: set[int] = set()
         self._pacer: Timer | None = None
@@ -96,7 +98,8 @@ class DatagramProbe:
     def open(self) -> None:
         """Make the sockets; the thread is inside the probe's namespace. Raises OSError."""
         for _ in range(self._probe.count if self._probe.new_flow else 1):
-            self._flows.append(DatagramFlow(self._probe, self._ports))
+            kind = SctpFlow if self._probe.protocol == "sctp" else DatagramFlow
+            self._flows.append(kind(self._probe, self._ports))
 
     def start(self) -> None:
         """Send the first request, or all of them, and wait."""
@@ -200,7 +203,7 @@ class TcpProbe:
         self._done = done
         self._tally = Tally(probe)
         self._opened: list[TcpConnection] = []
-        self._open: set[TcpExchange] = set()
+        self._open: set[TcpExchange | Knock] = set()
         self._pacer: Timer | None = None
         self._given_up = False
         self._finished = False
@@ -224,7 +227,8 @@ class TcpProbe:
             if not self._opened:
                 with inside(self._probe.netns):
                     self.open()
-            exchange = TcpExchange(self._loop, self._opened.pop(), self._probe, self._ended)
+            kind = Knock if self._probe.knock else TcpExchange
+            exchange = kind(self._loop, self._opened.pop(), self._probe, self._ended)
         except OSError as error:
             self.fail(error_of(error))
             return
@@ -234,7 +238,7 @@ class TcpProbe:
             self._pacer = self._loop.after(self._probe.interval, self._send_next)
         exchange.start()
 
-    def _ended(self, exchange: TcpExchange) -> None:
+    def _ended(self, exchange: TcpExchange | Knock) -> None:
         self._open.discard(exchange)
         if not self._tally.local_port:
             self._tally.local_address, self._tally.local_port = exchange.local_address, exchange.local_port

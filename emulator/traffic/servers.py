@@ -1,4 +1,5 @@
-"""The listening sockets of every pod, in one process: TCP answers HTTP, UDP answers datagrams, as agnhost netexec.
+"""The listening sockets of every pod, in one process: TCP answers HTTP, UDP answers datagrams, as agnhost netexec;
+SCTP answers INIT with INIT ACK, out of raw sockets (``emulator.traffic.sctp``).
 
 Each port is one dual-stack socket (``[::]``), or an IPv4 one where the kernel has no IPv6. A wildcard UDP socket would
 answer from whichever address routing prefers; with IPV6_PKTINFO the answer leaves from the address that was asked,
@@ -13,13 +14,14 @@ import socket
 import struct
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from emulator.kernel.syscalls import inside
 from emulator.traffic import agnhost, http1
 from emulator.traffic.loop import READ, WRITE, Loop
 from emulator.traffic.model import FixedAnswer, Server
+from emulator.traffic.sctp_port import SctpPort, listening_sockets
 
 BACKLOG = 1024
 LARGEST_DATAGRAM = 65535  # bytes
@@ -68,10 +70,9 @@ class Servers:
         if missing:
             with inside(server.netns):
                 sockets = [(port, self._listen(server, *port)) for port in missing]
-            for port, sock in sockets:
-                if sock is not None:
-                    kind = _UdpPort if port[1] == "UDP" else _TcpPort
-                    served.ports[port] = kind(self._loop, sock, server.hostname)
+            for port, opened in sockets:
+                if opened:
+                    served.ports[port] = self._port(port, opened, server.hostname)
         for open_port in served.ports.values():
             open_port.hostname = server.hostname
         for answer in server.fixed:
@@ -89,18 +90,27 @@ class Servers:
             for port in served.ports.values():
                 port.close()
 
+    def _port(
+        self, port: tuple[int, str], sockets: Sequence[socket.socket], hostname: str
+    ) -> _TcpPort | _UdpPort | SctpPort:
+        if port[1] == "SCTP":
+            return SctpPort(self._loop, sockets, port[0], hostname)
+        return (_UdpPort if port[1] == "UDP" else _TcpPort)(self._loop, sockets[0], hostname)
+
     def _known(self, server: Server) -> set[tuple[int, str]]:
         wanted = set()
         for number, protocol in server.ports:
-            if protocol in ("TCP", "UDP") and 0 < number < 65536:
+            if protocol in ("TCP", "UDP", "SCTP") and 0 < number < 65536:
                 wanted.add((number, protocol))
             else:
-                self._notice(f"{server.ns}: nothing answers on {protocol} port {number}: only TCP and UDP are served")
+                reason = "only TCP, UDP and SCTP are served"
+                self._notice(f"{server.ns}: nothing answers on {protocol} port {number}: {reason}")
         return wanted | {_fixed_port(answer) for answer in server.fixed}
 
-    def _listen(self, server: Server, port: int, protocol: str) -> socket.socket | None:
+    def _listen(self, server: Server, port: int, protocol: str) -> tuple[socket.socket, ...]:
+        """The sockets that serve a port; none, and a notice, where that is not possible."""
         try:
-            return _listening_socket(port, protocol)
+            return listening_sockets() if protocol == "SCTP" else (_listening_socket(port, protocol),)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 # A process of the pod's own has the port: it is the one to answer.
@@ -110,7 +120,7 @@ class Servers:
             else:
                 reason = error.strerror or str(error)
             self._notice(f"{server.ns}: {protocol} port {port} is not served: {reason}")
-            return None
+            return ()
 
     def _sweep(self) -> None:
         """Close what serves a namespace whose name is gone, or names another one by now: our own sockets would keep
@@ -135,7 +145,7 @@ class _Served:
     def __init__(self, server: Server, identity: tuple[int, int]) -> None:
         self.server = server
         self.identity = identity
-        self.ports: dict[tuple[int, str], _TcpPort | _UdpPort] = {}
+        self.ports: dict[tuple[int, str], _TcpPort | _UdpPort | SctpPort] = {}
 
 
 class _UdpPort:

@@ -41,6 +41,8 @@ class Streams:
             raise StreamError(f"a stream {name} is running already")
         if not 0 < rate <= FASTEST:
             raise StreamError(f"rate {rate} is not between 0 and {FASTEST:.0f} a second")
+        if probe.protocol == "sctp":
+            raise StreamError("a stream is of TCP, UDP or ICMP: SCTP is only asked whether it is let in")
         kind = _TcpStream if probe.protocol == "tcp" else _DatagramStream
         self._running[name] = kind(self._loop, self._ports, name, probe, rate)
 

@@ -393,11 +393,11 @@ def test_ports_that_cannot_be_served_are_noticed(net: None) -> None:
     with inside(B):
         taken = socket.create_server(("0.0.0.0", 80))
     with TrafficEngine.start(notices.append) as engine:
-        engine.serve([Server("pod/default/b", B, "b", ((80, "TCP"), (132, "SCTP"), (81, "TCP")))])
+        engine.serve([Server("pod/default/b", B, "b", ((80, "TCP"), (132, "DCCP"), (81, "TCP")))])
         assert send(engine, "tcp", SERVER[4], port=81).reached
     taken.close()
     assert any("TCP port 80 is not served: another process listens there" in notice for notice in notices)
-    assert any("nothing answers on SCTP port 132" in notice for notice in notices)
+    assert any("nothing answers on DCCP port 132" in notice for notice in notices)
 
 
 def test_namespace_that_vanishes_takes_its_sockets_along(engine: TrafficEngine) -> None:

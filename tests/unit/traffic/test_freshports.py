@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from emulator.traffic.freshports import FIRST_PORT, ICMP_IDS, PORTS, FreshPorts
+import pytest
+
+from emulator.traffic.freshports import FIRST_PORT, HELD, ICMP_IDS, PORTS, FreshPorts, NoFreshPort
 
 
 def test_port_returns_only_after_all_others() -> None:
@@ -29,3 +31,42 @@ def test_icmp_ids_are_never_zero() -> None:
     ports = FreshPorts()
     ids = {ports.take("/run/netns/a", "icmp") for _ in range(ICMP_IDS)}
     assert (min(ids), max(ids), len(ids)) == (1, 65535, 65535)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp", "sctp"])
+def test_fresh_port_is_refused_as_long_as_its_last_flow_may_be_tracked(protocol: str) -> None:
+    clock = Clock()
+    ports = FreshPorts(clock)
+    first = [ports.take("/run/netns/a", protocol, fresh=True) for _ in range(PORTS)]
+    assert len(set(first)) == PORTS
+    clock.now += HELD - 1
+    with pytest.raises(NoFreshPort, match=f"every {protocol} port of this sender"):
+        ports.take("/run/netns/a", protocol, fresh=True)
+    clock.now += 1
+    assert ports.take("/run/netns/a", protocol, fresh=True) == first[0]
+
+
+def test_ports_that_were_taken_for_anything_are_not_fresh() -> None:
+    clock = Clock()
+    ports = FreshPorts(clock)
+    for _ in range(PORTS):
+        ports.take("/run/netns/a", "udp")
+    with pytest.raises(NoFreshPort):
+        ports.take("/run/netns/a", "udp", fresh=True)
+    assert ports.take("/run/netns/a", "udp")  # who only wants an answer gets one
+    assert ports.take("/run/netns/b", "udp", fresh=True)
+
+
+def test_what_is_remembered_of_used_ports_stays_small() -> None:
+    ports = FreshPorts(Clock())
+    for _ in range(5 * PORTS):
+        ports.take("/run/netns/a", "tcp")
+    assert len(ports._used["/run/netns/a", "tcp"]) < 400
