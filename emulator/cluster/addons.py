@@ -6,7 +6,7 @@ The API server makes ``default/kubernetes`` and makes it again if somebody delet
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from emulator.cluster.model import Topology
@@ -42,9 +42,10 @@ def missing_addons(objects: Iterable[Object], addons: Sequence[Object], *, begun
     """The addons to make now. All of them come with the first Service among ``objects``, or ``at_once``; one that the
     user has written is the user's. Of those that had ``begun`` before and were deleted, the API server's comes back.
     """
-    there: Mapping[tuple[str, str, str, str], Object] = {_place(thing): thing for thing in objects}
     if begun:
-        return [thing for thing in addons if _place(thing) == _PLACE and _PLACE not in there]
+        gone = not any(thing["metadata"]["name"] == _PLACE[3] and _place(thing) == _PLACE for thing in objects)
+        return [thing for thing in addons if gone and _place(thing) == _PLACE]
+    there = {_place(thing) for thing in objects}
     if not at_once and not any(place[:2] == ("v1", "Service") for place in there):
         return []
     return [thing for thing in addons if _place(thing) not in there]

@@ -16,6 +16,7 @@ from emulator.cluster.service_records import Held, service_records
 Object = dict[str, Any]
 
 _ENDPOINTS = (("discovery.k8s.io/v1", "EndpointSlice"), ("v1", "Endpoints"))
+_KINDS = tuple(kind for _, kind in _ENDPOINTS)
 
 
 @no_collection()
@@ -57,5 +58,9 @@ def service_manifests(cluster: Cluster) -> list[Object]:
 
 
 def _inputs(cluster: Cluster, down: frozenset[str]) -> Inputs:
-    given = tuple(thing for thing in cluster.objects if (thing.get("apiVersion"), thing.get("kind")) in _ENDPOINTS)
+    given = tuple(
+        thing
+        for thing in cluster.objects
+        if thing.get("kind") in _KINDS and (thing.get("apiVersion"), thing.get("kind")) in _ENDPOINTS
+    )
     return Inputs(cluster.services, cluster.pods, cluster.nodes, given, down)

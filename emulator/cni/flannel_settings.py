@@ -108,6 +108,8 @@ NOT_EMULATED = ("Backend.GBP", "Backend.MacPrefix")
 def read_settings(objects: Sequence[dict[str, Any]], pod_cidrs: tuple[str, ...], default: Settings) -> Settings:
     """The settings in the ConfigMap among ``objects``, over those of the mode. Raises ManifestError."""
     for obj in objects:
+        if obj.get("kind") != "ConfigMap":
+            continue
         metadata = obj.get("metadata", {})
         if (obj.get("kind"), obj.get("apiVersion"), metadata.get("name")) == ("ConfigMap", "v1", CONFIG_MAP) and (
             metadata.get("namespace") in NAMESPACES

@@ -665,7 +665,7 @@ class Runtime:
             for ref, obj in given.items()
             if before.get(ref) is not obj and ref.kind not in (NAMESPACE_KIND, POD_KIND, *STATUSES)
         }
-        ours = refs_made_here(cluster) if fresh else ()
+        ours = refs_made_here(cluster, fresh.keys())
         puts += [obj for ref, obj in fresh.items() if ref not in ours]
         if old is None or cluster.pods != old.pods or before != given:
             puts += self._workloads(cluster, given)

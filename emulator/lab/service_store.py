@@ -63,8 +63,13 @@ def service_deletes(old: Cluster | None, now: Cluster, given: Collection[Ref]) -
     """The EndpointSlices and Endpoints of ours that are no more."""
     if old is None or (now.services is old.services and now.slices is old.slices):
         return
-    there = {_ref(one) for one in now.slices}
-    yield from (ref for one in old.slices if (ref := _ref(one)) not in there and ref not in given)
+    known = {id(one) for one in now.slices}
+    if gone := [one for one in old.slices if id(one) not in known]:
+        there = {(one.namespace, one.name) for one in now.slices}
+        lost = [_ref(one) for one in gone if (one.namespace, one.name) not in there]
+        yield from (ref for ref in lost if ref not in given)
+    if now.services is old.services:
+        return
     selecting = {service.key for service in now.services if service.selects}
     for service in old.services:
         if service.selects and service.key not in selecting:
@@ -73,12 +78,15 @@ def service_deletes(old: Cluster | None, now: Cluster, given: Collection[Ref]) -
                 yield ref
 
 
-def refs_made_here(cluster: Cluster) -> set[Ref]:
-    """The objects that are ours to write though a user may have given them: a Service is completed, and the Endpoints
-    object of a Service with selector is the controller's."""
+def refs_made_here(cluster: Cluster, given: Collection[Ref]) -> set[Ref]:
+    """Those of ``given`` that are ours to write though a user may have given them: a Service is completed, and the
+    Endpoints object of a Service with selector is the controller's."""
+    asked = {ref for ref in given if not ref.group and ref.kind in (SERVICE, ENDPOINTS)}
+    if not asked:
+        return set()
     made = {Ref("", SERVICE, one.namespace, one.name) for one in cluster.services}
     made |= {Ref("", ENDPOINTS, one.namespace, one.name) for one in cluster.services if one.selects}
-    return made
+    return made & asked
 
 
 def _ref(one: EndpointSlice) -> Ref:

@@ -102,6 +102,8 @@ class _Config(msgspec.Struct, rename="camel", forbid_unknown_fields=True, kw_onl
 def read(objects: Sequence[dict[str, Any]], default: ProxySettings) -> Told:
     """The configuration among ``objects``, over ``default``. Raises ManifestError."""
     for obj in objects:
+        if obj.get("kind") != "ConfigMap":
+            continue
         metadata = obj.get("metadata", {})
         found = (obj.get("kind"), obj.get("apiVersion"), metadata.get("namespace"), metadata.get("name"))
         if found == ("ConfigMap", "v1", NAMESPACE, CONFIG_MAP):
