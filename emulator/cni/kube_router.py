@@ -27,7 +27,6 @@ from emulator.cluster.model import Cluster, Machine, Node, Pod, Topology
 from emulator.cni.bgp_fabric import gateway, lost, owners, router_daemon
 from emulator.cni.bridge_plugin import bridged_pod, gateway_bridge
 from emulator.cni.kube_router_bgp import Network, network_of, same_subnet
-from emulator.cni.kube_router_firewall import COMPONENT, LocalPod, firewall
 from emulator.cni.limits import check_distinct, check_nodes
 from emulator.cni.style import Plain
 from emulator.cni.styles import pick_mode
@@ -47,6 +46,8 @@ from emulator.plan.model import (
     Rule,
     Sysctl,
 )
+from emulator.policy.enforcer import Enforcer, PolicyMode
+from emulator.policy.kube_router_chains import COMPONENT, LocalPod, firewall
 from emulator.proxy.model import ProxyMode
 from emulator.routing.bird import router_id
 from emulator.routing.bird_kube_router import NodeFamily, NodeSpeaker, node_config
@@ -107,6 +108,12 @@ class KubeRouter(Plain):
         overlay = {SUBNET: ("policy-rules",), FULL: ("policy-rules", "ipip"), NO_OVERLAY: ()}[self.mode]
         filters = ("iptables", "iptables-restore", "bridge-nf", "ipset", "ipset-program")
         return ("veth", "bridge", *filters, *overlay, "bird")
+
+    def enforcer(self, mode: PolicyMode) -> Enforcer | None:
+        """Its own network policy controller."""
+        from emulator.policy.kube_router import load
+
+        return load(mode)
 
     def speaks_bgp(self, cluster: Cluster) -> str:
         return "kube-router"

@@ -51,6 +51,8 @@ Progress = Callable[[str], None]
 T = TypeVar("T")
 
 _RULESETS = (IptablesRules, NftTable, NftRules, IpvsServers, IpSet, ProxyRules)
+# What can be loaded before the devices that it names are there
+_BEFORE_DEVICES = (IptablesRules, IpSet)
 _NOT_WIRED = (*_RULESETS, Offloads, Impairment, File, Daemon, CniAttachment, WireguardPeer)
 
 
@@ -188,6 +190,15 @@ class Applier:
         journal: _Journal,
         progress: Progress,
     ) -> None:
+        rules = [item for item in added if isinstance(item, _RULESETS)]
+        changed = [(old, new) for old, new in replaced if isinstance(old, _RULESETS) and isinstance(new, _RULESETS)]
+        if rules or changed:
+            progress(f"loading {len(rules) + len(changed)} rulesets")
+        # Of machines that are there already, so that they judge the first packet of a pod that comes
+        born = {item.ns for item in added if isinstance(item, Namespace)}
+        early = [item for item in rules if isinstance(item, _BEFORE_DEVICES) and item.ns not in born]
+        changed_early = [pair for pair in changed if isinstance(pair[1], _BEFORE_DEVICES)]
+        self.rulesets.load(early, changed_early, journal.put)
         wired: list[Wired] = [item for item in added if not isinstance(item, _NOT_WIRED)]
         rewired: list[Any] = [pair for pair in replaced if not isinstance(pair[1], _NOT_WIRED)]
         if wired or rewired:
@@ -195,11 +206,11 @@ class Applier:
         self.wiring.make(wired, rewired, self._told(journal.put))
         offloads.switch(_of(added, Offloads), self.wiring.netns, journal.put)
         self.impairments.set(_of([*added, *(new for _, new in replaced)], Impairment), journal.put)
-        rules = [item for item in added if isinstance(item, _RULESETS)]
-        changed = [(old, new) for old, new in replaced if isinstance(old, _RULESETS) and isinstance(new, _RULESETS)]
-        if rules or changed:
-            progress(f"loading {len(rules) + len(changed)} rulesets")
-        self.rulesets.load(rules, changed, journal.put)
+        self.rulesets.load(
+            [item for item in rules if not isinstance(item, _BEFORE_DEVICES) or item.ns in born],
+            [pair for pair in changed if not isinstance(pair[1], _BEFORE_DEVICES)],
+            journal.put,
+        )
         write_files(self.net, _of([*added, *(new for _, new in replaced)], File), journal.put)
         daemons = _of(added, Daemon)
         restarted = [(old, new) for old, new in replaced if isinstance(old, Daemon) and isinstance(new, Daemon)]
@@ -305,7 +316,7 @@ def _sets_in_use(
 ) -> list[IpSet]:
     """Sets that rules may refer to until those are replaced: they go last. A set that comes again under its name, with
     another type, cannot wait."""
-    changed = {old.ns for old, _ in replaced if isinstance(old, IptablesRules)}
+    changed = {old.ns for old, _ in replaced if isinstance(old, (IptablesRules, IpSet))}  # lists refer to sets, too
     coming = {item.key for item in added}
     return [item for item in removed if isinstance(item, IpSet) and item.ns in changed and item.key not in coming]
 

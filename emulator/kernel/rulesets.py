@@ -39,7 +39,8 @@ BACKEND_VARIABLE = "CNILAB_IPTABLES"  # overrides what is found out: nft or lega
 LOCK_WAIT = "5"  # seconds, for the legacy back end's /run/xtables.lock
 
 _LINE = re.compile(r"line:? (\d+)")
-_SAFE_MEMBER = re.compile(r"[0-9A-Za-z.:/,_-]+")
+# Whatever ipset reads as one word: weave-npc's names have most of the printable characters in them
+_SAFE_MEMBER = re.compile(r"[0-9A-Za-z.:/,_(){}\[\]+=$%^!*|?;@#~-]+")
 
 
 def backend_of_choice() -> Backend:
@@ -141,6 +142,10 @@ class Rulesets:
             if isinstance(old, ProxyRules) and new is None:
                 proxy_tables.remove(self._backend, ns, old)
                 finished(old)
+        for old, new in work:
+            # Before the first of its members changes: what fails halfway can be undone then
+            if isinstance(old, IpSet) and isinstance(new, IpSet):
+                finished(new)
         for text in self._texts(work):
             _feed(ns, text, finished)
         for old, new in work:
@@ -262,14 +267,22 @@ class Rulesets:
         return found
 
     def _texts(self, work: Sequence[tuple[Ruleset | None, Ruleset | None]]) -> list[_Text]:
-        """What to feed to which tool, in order: sets before the rules that name them, and after them when they go."""
+        """What to feed to which tool, in order: sets before the rules that name them, and after them when they go.
+
+        So it is with members: who comes is in before the rules change, who goes is in until then. In between a set
+        holds both, so whatever passes before and after passes all the time.
+        """
         born: list[tuple[Ruleset, str]] = []
         dying: list[tuple[Ruleset, str]] = []
         iptables: dict[int, list[tuple[Ruleset, str]]] = {4: [], 6: []}
         nft: list[tuple[Ruleset, str]] = []
         for old, new in work:
             if isinstance(new, IpSet):
-                born.append((new, _set_text(new)))
+                before_set = old if isinstance(old, IpSet) else None
+                if coming := _set_text(new) if before_set is None else _coming_text(new, before_set):
+                    born.append((new, coming))
+                if before_set is not None and (going := _going_text(new, before_set)):
+                    dying.append((new, going))
             elif isinstance(old, IpSet):
                 dying.append((old, f"destroy {old.name}\n"))
             elif isinstance(new, IptablesRules):
@@ -281,6 +294,9 @@ class Rulesets:
                 nft.append((new, f"{_drop_text(new)}table {new.family} {new.name} {{\n{new.body}\n}}\n"))
             elif isinstance(old, NftTable):
                 nft.append((old, _drop_text(old)))
+        # A list refers to its members: it comes after them, and goes before them
+        born.sort(key=lambda part: _is_list(part[0]))
+        dying.sort(key=lambda part: (part[1].startswith("destroy "), not _is_list(part[0])))
         flavour = "nft" if self._backend == "nf_tables" else "legacy"
         wait = () if flavour == "nft" else ("-w", LOCK_WAIT)
         texts = [
@@ -295,12 +311,10 @@ class Rulesets:
 
 def _set_text(item: IpSet) -> str:
     """Make the set under another name, fill it, and swap: a packet never meets a half-filled set."""
-    kind, _, options = item.type.partition(" ")
-    for word in (item.name, kind, *options.split(), *item.members):
-        if not _SAFE_MEMBER.fullmatch(word):
-            raise ApplyError(f"failed to load {describe(item)}: {word!r} is no set name or member")
+    _check_words(item)
+    kind = item.type.partition(" ")[0]
     family = "inet" if item.family == 4 else "inet6"
-    made = item.type if kind.startswith("bitmap:port") else f"{item.type} family {family}"
+    made = item.type if kind.startswith(("bitmap:port", "list:")) else f"{item.type} family {family}"
     scratch = f"{item.name[:27]}-new"  # names have at most 31 characters (IPSET_MAXNAMELEN)
     lines = [
         f"create {item.name} {made} -exist",
@@ -311,6 +325,37 @@ def _set_text(item: IpSet) -> str:
         f"destroy {scratch}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _coming_text(item: IpSet, old: IpSet) -> str:
+    """Add the members that ``old`` has not; one that has other options than before takes them on."""
+    _check_words(item)
+    before = set(old.members)
+    return "".join(f"add {item.name} {member} -exist\n" for member in item.members if member not in before)
+
+
+def _going_text(item: IpSet, old: IpSet) -> str:
+    """Delete the members that only ``old`` has."""
+    entries = {member.partition(" ")[0] for member in item.members}
+    gone = (member.partition(" ")[0] for member in old.members)
+    return "".join(f"del {item.name} {entry} -exist\n" for entry in gone if entry not in entries)
+
+
+def _check_words(item: IpSet) -> None:
+    """Raise ApplyError for what ipset would not read as one word, or for an unknown option of a member."""
+    words = [item.name, *item.type.split(" ")]
+    for member in item.members:
+        entry, _, options = member.partition(" ")
+        words.append(entry)
+        if options not in ("", "nomatch"):
+            raise ApplyError(f"failed to load {describe(item)}: {member!r} is no set member")
+    for word in words:
+        if not _SAFE_MEMBER.fullmatch(word) or word.startswith("-"):
+            raise ApplyError(f"failed to load {describe(item)}: {word!r} is no set name or member")
+
+
+def _is_list(item: Ruleset) -> bool:
+    return isinstance(item, IpSet) and item.type.startswith("list:")
 
 
 def _drop_text(item: NftTable) -> str:

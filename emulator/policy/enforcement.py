@@ -14,7 +14,7 @@ from emulator.cluster.model import Cluster, Node
 from emulator.plan.model import AnyObject
 from emulator.policy.compile import compile_policies
 from emulator.policy.compiled import Compiled
-from emulator.policy.enforcer import Enforcer
+from emulator.policy.enforcer import Enforcer, OnEveryNode
 from emulator.policy.model import DIRECTIONS, Peer, PodSet, Policy
 
 
@@ -38,7 +38,11 @@ class Enforcement:
     @cached_property
     def _stale(self) -> frozenset[str] | None:
         """The nodes whose part may differ; None: all of them."""
-        return stale_nodes(self.before, self.compiled) if self.before is not None else None
+        if self.before is None:
+            return None
+        if isinstance(self.enforcer, OnEveryNode):
+            return frozenset() if _nothing_new(self.before, self.compiled) else None
+        return stale_nodes(self.before, self.compiled)
 
 
 def enforce(enforcer: Enforcer, cluster: Cluster, previous: Enforcement | None = None) -> Enforcement:
@@ -46,6 +50,17 @@ def enforce(enforcer: Enforcer, cluster: Cluster, previous: Enforcement | None =
     if previous is None or previous.enforcer is not enforcer:
         return Enforcement(enforcer, compile_policies(cluster))
     return Enforcement(enforcer, compile_policies(cluster, previous.compiled), previous.compiled)
+
+
+def _nothing_new(old: Compiled, new: Compiled) -> bool:
+    """Whether policies, pods and who selects whom are what they were."""
+    return old is new or (
+        old.policies is new.policies
+        and old.cluster.nodes == new.cluster.nodes
+        and old.pods == new.pods
+        and old.members == new.members
+        and old.cluster.slices is new.cluster.slices
+    )
 
 
 def stale_nodes(old: Compiled, new: Compiled) -> frozenset[str] | None:

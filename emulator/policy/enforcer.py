@@ -59,3 +59,7 @@ class Enforcer(Protocol):
         """Why the verdict of this enforcer on ``flow`` is the opposite of ``allowed``, the specification's; None if it
         should be the same."""
         ...
+
+
+class OnEveryNode:
+    """Base of enforcers that put all policies of the cluster into each node, not only those that select its pods."""

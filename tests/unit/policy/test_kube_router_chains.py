@@ -1,10 +1,10 @@
-"""emulator.cni.kube_router_firewall: the chains without policies, rule by rule as clusters show them."""
+"""emulator.policy.kube_router_chains: the chains without policies, rule by rule as clusters show them."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from emulator.cni.kube_router_firewall import LONGEST_COMMENT, LocalPod, firewall
+from emulator.policy.kube_router_chains import LONGEST_COMMENT, LocalPod, firewall
 from emulator.plan.iptables import rule_text
 from emulator.plan.model import IptablesRules
 
@@ -59,14 +59,37 @@ def test_a_pods_packets_pass_its_chain_whether_routed_or_bridged() -> None:
     assert found["KUBE-ROUTER-FORWARD"][-1].endswith("-m mark --mark 0x20000/0x20000 -j ACCEPT")
 
 
+def test_what_holds_for_all_packets_comes_first() -> None:
+    comment = "-m comment --comment"
+    assert chains()["KUBE-NWPLCY-COMMON"] == [
+        f'{comment} "rule to drop invalid state for pod" -m conntrack --ctstate INVALID -j DROP',
+        f'{comment} "rule for stateful firewall for pod" -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT',
+        f'{comment} "allow icmp echo requests" -p icmp --icmp-type echo-request -j ACCEPT',
+        (
+            f'{comment} "allow icmp destination unreachable messages" -p icmp '
+            "--icmp-type destination-unreachable -j ACCEPT"
+        ),
+        f'{comment} "allow icmp time exceeded messages" -p icmp --icmp-type time-exceeded -j ACCEPT',
+    ]
+    six = firewall("node/n1", 6, "eth0", "kube-bridge", (), ())
+    common = next(chain for chain in six.chains if chain.name == "KUBE-NWPLCY-COMMON")
+    assert [rule.args[rule.args.index("--icmpv6-type") + 1] for rule in common.rules[2:]] == [
+        "echo-request",
+        "destination-unreachable",
+        "time-exceeded",
+        "neighbor-solicitation",
+        "neighbor-advertisement",
+        "echo-reply",
+    ]
+
+
 def test_a_pods_chain_is_that_of_a_real_cluster() -> None:
-    """Compared with the iptables-save of a cluster, but for the pod's name and address."""
+    """Compared with the iptables-save of a cluster, but for the pod's name and address, and the first rule."""
     comment = "-m comment --comment"
     mark = "-m mark ! --mark 0x10000/0x10000"
     who = "POD name:web namespace: default"
     assert chains(POD)[POD.chain] == [
-        f'{comment} "rule for stateful firewall for pod" -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT',
-        f'{comment} "rule to drop invalid state for pod" -m conntrack --ctstate INVALID -j DROP',
+        f'{comment} "run through common network policy chain" -j KUBE-NWPLCY-COMMON',
         (
             f'{comment} "rule to permit the traffic traffic to pods when source is the pod\'s local node" '
             "-m addrtype --src-type LOCAL -d 10.244.1.2 -j ACCEPT"

@@ -1,0 +1,238 @@
+"""kube-router's network policy controller: what it puts into each node, and where it is not what the API says.
+
+Every node holds the chains and sets of all policies of the cluster, and a chain for each of its own pods. What a packet
+passes is drawn in ``emulator.policy.kube_router_chains``, a policy's rules in ``emulator.policy.kube_router_policy``.
+
+Source: cloudnativelabs/kube-router pkg/controllers/netpol (v2.6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from emulator.cluster.model import Cluster, Node, Pod
+from emulator.plan.addressing import families_of, family_of, of_family
+from emulator.plan.model import AnyObject, Chain, Family, IpSet
+from emulator.policy.compiled import Compiled
+from emulator.policy.enforcer import Deviation, OnEveryNode, PolicyMode
+from emulator.policy.flow import Flow
+from emulator.policy.kube_router_chains import COMPONENT, LocalPod, firewall, pod_chain, policy_chain
+from emulator.policy.kube_router_policy import QUIRKS, TYPES, PolicyChain, Quirk, Translated, pod_sets, translate
+from emulator.policy.kube_router_verdict import passes
+from emulator.policy.model import DIRECTIONS, Policy, PolicyKind
+
+BRIDGE = "kube-bridge"
+_SOURCE = "cloudnativelabs/kube-router pkg/controllers/netpol/"
+_KNOWN: dict[Quirk, tuple[str, str]] = {
+    "icmp": ("ICMP echo requests and errors pass whatever the policies say", f"{_SOURCE}npc_iptables.go"),
+    "own-node": ("egress policies judge what a pod sends to its own node, node ports aside", f"{_SOURCE}pod.go"),
+    "shared-chain": (
+        "a policy of both types has one chain: among its pods ingress rules open egress too, and the other way round",
+        f"{_SOURCE}pod.go",
+    ),
+    "except-of-rule": ("an except narrows all ipBlocks of its rule, which are one set", f"{_SOURCE}policy.go"),
+    "ipv6-everything": ("::/0 is 2000::/3 and fd00::/8, and nothing else", f"{_SOURCE}policy.go"),
+    "unknown-named-port": (
+        "a named port that no pod has opens all ports to the pods that the rule selects",
+        f"{_SOURCE}policy.go",
+    ),
+    "named-port-anywhere": (
+        "a named port without peers opens its number, as pods of the namespace have it, to every destination",
+        f"{_SOURCE}policy.go",
+    ),
+    "named-port-of-block": ("a named port opens nothing in an ipBlock", f"{_SOURCE}policy.go"),
+}
+_GENERAL: tuple[Quirk, ...] = ("icmp", "own-node")  # of the data path, not of a policy
+
+
+def load(mode: PolicyMode) -> KubeRouterPolicies:
+    """The enforcer, for one lab."""
+    return KubeRouterPolicies(mode)
+
+
+@dataclass
+class _Known:
+    """What was written for a policy, and from what: the members of its sets, which are the same objects as long as
+    they are the same."""
+
+    made: Translated
+    members: tuple[frozenset[str], ...]
+    sets: dict[str, tuple[IpSet, ...]] = field(default_factory=dict)  # by node
+    chains: tuple[Chain, ...] = ()
+
+
+class KubeRouterPolicies(OnEveryNode):
+    """kube-router with ``--run-firewall``. It remembers what it wrote: what has not changed is the same object again,
+    which no later step looks at."""
+
+    name = "kube-router"
+    title = "kube-router · iptables and ipset"
+    requires: tuple[str, ...] = ("iptables", "iptables-restore", "bridge-nf", "ipset", "ipset-program")
+    stand_in = ""
+    kinds: frozenset[PolicyKind] = frozenset(("NetworkPolicy",))
+
+    def __init__(self, mode: PolicyMode) -> None:
+        self.mode = mode
+        self._quirks: frozenset[Quirk] = QUIRKS if mode == "faithful" else frozenset()
+        self._compiled: Compiled | None = None
+        self._pods: dict[str, Pod] = {}
+        self._policies: dict[tuple[str, Family], _Known] = {}
+        self._chains: dict[LocalPod, tuple[object, Chain]] = {}  # of pods, each with what it was written from
+
+    # -- a node ---------------------------------------------------------------------------------------------
+
+    def node(self, cluster: Cluster, compiled: Compiled, node: Node) -> Iterator[AnyObject]:
+        """The sets of all policies, and the filter table of each family."""
+        self._follow(compiled)
+        for family in families_of(cluster.topology.pod_cidrs):
+            known = [self._policies[policy.key, family] for policy in self._read(compiled.policies)]
+            for one in known:
+                yield from self._sets(one, node, family)
+            yield self._table(cluster, compiled, node, family, known)
+
+    def _read(self, policies: Iterable[Policy]) -> list[Policy]:
+        return [policy for policy in policies if policy.kind in self.kinds]
+
+    def _follow(self, compiled: Compiled) -> None:
+        """Translate those policies anew that something changed for."""
+        if self._compiled is compiled:
+            return
+        touched = {key for key, pod in compiled.pods.items() if not _alike(self._pods.get(key), pod)}
+        touched.update(key for key in self._pods if key not in compiled.pods)
+        fresh: dict[tuple[str, Family], _Known] = {}
+        for policy in self._read(compiled.policies):
+            members = tuple(compiled.members[one] for one in pod_sets(policy))
+            for family in families_of(compiled.cluster.topology.pod_cidrs):
+                old = self._policies.get((policy.key, family))
+                if old is None or not _holds(old, policy, members, touched):
+                    made = translate(compiled, policy, family, self._quirks)
+                    same = old is not None and old.made.chains == made.chains
+                    old = _Known(made, members, chains=old.chains if old is not None and same else _written(made))
+                fresh[policy.key, family] = old
+        self._compiled, self._pods, self._policies = compiled, compiled.pods, fresh
+
+    def _sets(self, known: _Known, node: Node, family: Family) -> tuple[IpSet, ...]:
+        found = known.sets.get(node.ns)
+        if found is None:
+            found = known.sets[node.ns] = tuple(
+                IpSet(
+                    ns=node.ns,
+                    name=one.name,
+                    type=TYPES[one.kind],
+                    family=family,
+                    members=one.members,
+                    component=COMPONENT,
+                    why=one.why,
+                )
+                for one in known.made.sets
+            )
+        return found
+
+    def _table(
+        self, cluster: Cluster, compiled: Compiled, node: Node, family: Family, known: list[_Known]
+    ) -> AnyObject:
+        by_policy = {one.made.policy.key: one.made.chains for one in known}
+        pods: list[LocalPod] = []
+        chains: list[Chain] = []
+        for pod in cluster.pods_on(node.name):
+            address = of_family(pod.addresses, family)
+            if pod.host_network:
+                continue
+            local = LocalPod(pod.namespace, pod.name, address)
+            pods.append(local)
+            chains.append(self._pod(compiled, local, pod.key, by_policy))
+        services = [cidr for cidr in cluster.topology.service_cidrs if family_of(cidr) == family]
+        return firewall(
+            node.ns,
+            family,
+            node.device,
+            BRIDGE,
+            services,
+            pods,
+            pod_chains=chains,
+            policies=[chain for one in known for chain in one.chains],
+            icmp="icmp" in self._quirks,
+        )
+
+    def _pod(self, compiled: Compiled, pod: LocalPod, key: str, by_policy: dict[str, tuple[PolicyChain, ...]]) -> Chain:
+        ingress, egress = (self._read(compiled.of_pod(key, direction)) for direction in DIRECTIONS)
+        isolated = (bool(ingress), bool(egress))
+        asked = dict.fromkeys((*ingress, *egress))
+        jumps = tuple((chain, policy.name) for policy in asked for chain in by_policy[policy.key])
+        identity = (tuple((chain.name, chain.jump) for chain, _ in jumps), isolated)
+        found = self._chains.get(pod)
+        if found is None or found[0] != identity:
+            made = pod_chain(pod, jumps, isolated=isolated, quirks=self._quirks)
+            found = self._chains[pod] = (identity, made)
+        return found[1]
+
+    # -- what it does otherwise -----------------------------------------------------------------------------
+
+    def deviations(self, cluster: Cluster, compiled: Compiled) -> Iterator[Deviation]:
+        for policy in compiled.policies:
+            if policy.kind not in self.kinds:
+                yield Deviation(f"kube-router does not read {policy.kind}", policy=policy.key, unenforced=True)
+        read = self._read(compiled.policies)
+        if not self._quirks or not read:
+            return
+        yield _told("icmp")
+        if any(policy.egress is not None for policy in read):
+            yield _told("own-node")
+        families = families_of(cluster.topology.pod_cidrs)
+        for policy in read:
+            for quirk in sorted(self._quirks.difference(_GENERAL)):
+                if any(_matters(compiled, policy, family, quirk) for family in families):
+                    yield _told(quirk, policy.key)
+
+    def deviates(self, compiled: Compiled, flow: Flow, *, allowed: bool) -> Deviation | None:
+        if passes(compiled, flow, self._quirks) == allowed:
+            return None
+        for quirk in sorted(self._quirks):
+            if passes(compiled, flow, self._quirks - {quirk}) == allowed:
+                return _told(quirk)
+        return Deviation("several of kube-router's deviations together", source=_SOURCE)
+
+
+def _told(quirk: Quirk, policy: str = "") -> Deviation:
+    what, source = _KNOWN[quirk]
+    return Deviation(what, policy=policy, source=source)
+
+
+def _matters(compiled: Compiled, policy: Policy, family: Family, quirk: Quirk) -> bool:
+    """Whether a policy would be written otherwise without the quirk, names aside."""
+    real, without = (translate(compiled, policy, family, quirks) for quirks in (QUIRKS, QUIRKS - {quirk}))
+    if quirk == "shared-chain":
+        return len(real.chains) < len(without.chains) and any(chain.matches for chain in real.chains)
+    return _asked(real) != _asked(without)
+
+
+def _asked(made: Translated) -> list[object]:
+    """What a policy's chains ask, without the names of sets."""
+    return [
+        (
+            match.direction,
+            match.rule,
+            [one.members for one in match.sources],
+            [one.members for one in match.destinations],
+            (match.protocol, match.first, match.last),
+        )
+        for chain in made.chains
+        for match in chain.matches
+    ]
+
+
+def _written(made: Translated) -> tuple[Chain, ...]:
+    return tuple(policy_chain(chain, made.policy.key) for chain in made.chains)
+
+
+def _holds(old: _Known, policy: Policy, members: tuple[frozenset[str], ...], touched: set[str]) -> bool:
+    """Whether what was written for a policy still is what would be."""
+    if old.made.policy is not policy or (old.made.everyone and touched):
+        return False
+    return all(one is other and touched.isdisjoint(one) for one, other in zip(old.members, members, strict=True))
+
+
+def _alike(old: Pod | None, new: Pod) -> bool:
+    """Whether a policy's rules and sets could not tell the two apart."""
+    return old is new or (old is not None and old.addresses == new.addresses and old.containers == new.containers)
