@@ -203,6 +203,9 @@ def _reasons(
         proxy = machine.sysctls.get(f"net/ipv4/conf/{hop.device}/proxy_arp")
         if proxy is not None and proxy.value == "1" and packet.source not in machine.addresses:
             reasons.append(_reason(proxy))
+        speaker = machine.announced.get(packet.source)
+        if speaker is not None:
+            reasons.append(_reason(speaker, f"{packet.source} is announced here, though it is on no device"))
     if not reasons and hop.device in machine.plugged:
         reasons.append(_by_plugin(machine.plugged[hop.device]))
     return reasons

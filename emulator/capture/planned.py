@@ -10,6 +10,7 @@ from functools import cached_property
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import NamedTuple
 
+from emulator.balancer.metallb_l2 import announced
 from emulator.capture.model import Packet
 from emulator.capture.nat import Ruleset
 from emulator.plan.model import (
@@ -17,7 +18,9 @@ from emulator.plan.model import (
     Bridge,
     BridgePort,
     CniAttachment,
+    Daemon,
     FdbEntry,
+    File,
     Ipip,
     IpSet,
     IptablesRules,
@@ -71,6 +74,7 @@ class Planned:
         self.entries: dict[tuple[str, str], FdbEntry] = {}
         self.sysctls: dict[str, Sysctl] = {}
         self.addresses: set[str] = set()
+        self.announced: dict[str, Daemon] = {}  # addresses that a daemon answers ARP for, and are on no device
         self.tables: list[IptablesRules] = []
         self.sets: list[IpSet] = []
         self.nft: list[NftTable] = []
@@ -205,6 +209,7 @@ class Index:
         self.machines: dict[str, Planned] = {}
         self.owners: dict[str, str] = {}
         self.holders: dict[str, set[tuple[str, str]]] = {}  # namespaces and devices by MAC
+        self._claims: dict[tuple[str, str], tuple[str, ...]] = {}  # addresses that files of speakers name
         for item in plan:
             self._file(self.at(item.ns), item)
 
@@ -259,6 +264,11 @@ class Index:
                 machine.proxies.append(item)
             case NftRules():
                 machine.structured.append(item)
+            case File():
+                self._claims[item.ns, item.path] = announced(item)
+            case Daemon():
+                for path in item.files:
+                    machine.announced.update(dict.fromkeys(self._claims.get((item.ns, path), ()), item))
             case PolicyRule():
                 machine.rules.append(item)
             case Route():

@@ -113,7 +113,7 @@ def test_the_clusters_bgp_is_what_its_configuration_says() -> None:
         ({"asNumber": 0}, "spec.asNumber: Invalid value: 0"),
         ({"asNumber": "65536.1"}, "spec.asNumber"),
         ({"nodeMeshMaxRestartTime": "5 s"}, "spec.nodeMeshMaxRestartTime: Invalid value"),
-        ({"serviceClusterIPs": []}, "spec.serviceClusterIPs: Forbidden: not emulated"),
+        ({"prefixAdvertisements": []}, "spec.prefixAdvertisements: Forbidden: not emulated"),
         ({"nodeToNodeMeshEnabled": "no"}, "spec.nodeToNodeMeshEnabled: expected true or false"),
     ],
 )
