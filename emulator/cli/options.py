@@ -85,6 +85,10 @@ dns: Decorator = click.option(
     "--dns", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True,
     help="Cluster DNS: auto (from the first Service on), on (at once) or off.",
 )  # fmt: skip
+policy_mode: Decorator = click.option(
+    "--policy-mode", type=click.Choice(["faithful", "spec"]), default="faithful", show_default=True,
+    help="Network policies as the real project enforces them, or as the API says.",
+)  # fmt: skip
 allow_missing: Decorator = click.option(
     "--allow-missing", is_flag=True,
     help="Go on without link impairments that this kernel cannot do; every output then says so.",

@@ -14,6 +14,7 @@ from emulator.cli import options, output
 
 if TYPE_CHECKING:
     from emulator.compare.comparison import Comparison
+    from emulator.policy.enforcer import PolicyMode
     from emulator.scenario.load import Loaded
 
 
@@ -25,11 +26,12 @@ if TYPE_CHECKING:
 @click.option("--out", "out", type=click.Path(file_okay=False), default=None,
               help="Run directory; default: captures/runs/<time>.")  # fmt: skip
 @click.option("--hops", is_flag=True, help="Print every hop of each flow's packets too.")
+@options.policy_mode
 @options.allow_missing
 @options.as_json
 def command(
     scenarios: tuple[str, ...], styles: str, plugins: tuple[str, ...], proxies: str, out: str | None, hops: bool,
-    allow_missing: bool, as_json: bool,
+    policy_mode: PolicyMode, allow_missing: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Run scenarios (files, folders, or shipped names such as connectivity/cross-node) under each style.
 
@@ -42,7 +44,9 @@ def command(
     chosen = options.split_styles(styles, plugins, proxies)
     directory = Path(out) if out else Path("captures/runs") / time.strftime("%Y%m%d-%H%M%S")
     raise click.exceptions.Exit(
-        carry_out(loaded, chosen, directory, allow_missing=allow_missing, as_json=as_json, hops=hops)
+        carry_out(
+            loaded, chosen, directory, allow_missing=allow_missing, policy_mode=policy_mode, as_json=as_json, hops=hops
+        )
     )
 
 
@@ -52,6 +56,7 @@ def carry_out(
     directory: Path,
     *,
     allow_missing: bool,
+    policy_mode: PolicyMode = "faithful",
     as_json: bool,
     hops: bool = False,
     show: Callable[[Comparison], None] = lambda _comparison: None,
@@ -65,7 +70,13 @@ def carry_out(
 
     with output.progress("run") as progress:
         ran = run_series(
-            loaded, styles, directory, command=sys.argv[1:], allow_missing=allow_missing, progress=progress
+            loaded,
+            styles,
+            directory,
+            command=sys.argv[1:],
+            allow_missing=allow_missing,
+            policy_mode=policy_mode,
+            progress=progress,
         )
         progress("writing the report")
         comparison = compare(load_run(directory))

@@ -10,6 +10,7 @@ from emulator.cli import options, output
 
 if TYPE_CHECKING:
     from emulator.lab.records import DnsWish
+    from emulator.policy.enforcer import PolicyMode
 
 
 @click.command("up")
@@ -21,11 +22,12 @@ if TYPE_CHECKING:
 @click.option("--lab", "name", metavar="NAME", help="Name of the lab; default: the style's.")
 @click.option("--wire-accurate", is_flag=True, help="Switch offloads off: captures show packets as on a wire.")
 @options.dns
+@options.policy_mode
 @options.allow_missing
 @options.as_json
 def command(
     topology: str, style: str, plugins: tuple[str, ...], proxy: str, manifests: tuple[str, ...], name: str | None,
-    wire_accurate: bool, dns: DnsWish, allow_missing: bool, as_json: bool,
+    wire_accurate: bool, dns: DnsWish, policy_mode: PolicyMode, allow_missing: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Start a lab with TOPOLOGY (a shipped name or a file) under a CNI style, and leave it running.
 
@@ -38,7 +40,7 @@ def command(
     with output.progress(f"up {topology} ({style_key(chosen)})") as progress:
         lab = Lab.up(
             topology, chosen, manifests, name=name, wire_accurate=wire_accurate,
-            allow_missing=allow_missing, dns=dns, progress=progress,
+            allow_missing=allow_missing, dns=dns, policy_mode=policy_mode, progress=progress,
         )  # fmt: skip
     status = lab.status()
     if as_json:

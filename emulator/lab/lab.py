@@ -36,6 +36,7 @@ from emulator.lab.launch import Launched, launch
 from emulator.lab.names import resolve
 from emulator.lab.records import CaptureStats, DnsWish, Entry, LabStatus, ProbeAnswer, ProbeRequest
 from emulator.plan.model import Plan
+from emulator.policy.enforcer import PolicyMode
 from emulator.traffic.model import InjectionReport, Protocol, StreamReport
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ class Lab:
         wire_accurate: bool = False,
         allow_missing: bool = False,
         dns: DnsWish = "auto",
+        policy_mode: PolicyMode = "faithful",
         progress: Callable[[str], None] | None = None,
     ) -> None:
         self._arguments: dict[str, Any] = {
@@ -133,6 +135,7 @@ class Lab:
             "wire_accurate": wire_accurate,
             "allow_missing": allow_missing,
             "dns": dns,
+            "policy_mode": policy_mode,
             "progress": progress or (lambda _text: None),
         }
         self._launched: Launched | None = None

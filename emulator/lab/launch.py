@@ -26,6 +26,7 @@ from emulator.kernel.sandbox import Sandbox
 from emulator.lab.process import SOCKET, STATUS_FD
 from emulator.lab.records import Boot, DnsWish, Entry
 from emulator.lab.wire import error_from_wire
+from emulator.policy.enforcer import PolicyMode
 
 INSIDE = "/run/cnilab/host"  # where the lab process finds its registry directory
 LOG = "lab.log"
@@ -94,6 +95,7 @@ def launch(
     wire_accurate: bool,
     allow_missing: bool,
     dns: DnsWish,
+    policy_mode: PolicyMode = "faithful",
     progress: Progress,
 ) -> Launched:
     """Start a lab and return when it is wired and its routes are in the kernel.
@@ -117,7 +119,7 @@ def launch(
         progress(f"{text}; the machine's table of neighbours is full" if full else text)
 
     try:
-        boot = Boot(chosen, INSIDE, resolved, cni, tuple(objects), wire_accurate, allow_missing, dns)
+        boot = Boot(chosen, INSIDE, resolved, cni, tuple(objects), wire_accurate, allow_missing, dns, policy_mode)
         sandbox, status = _start(chosen, directory, boot, detached)
         _await_ready(status, directory, say)
         registry.publish(chosen, pid=sandbox.pid, topology=resolved.name, style=style_key(cni), detached=detached)

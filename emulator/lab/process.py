@@ -130,6 +130,7 @@ def _wire(boot: Boot, reporter: Reporter) -> Any:
         machinery,
         proxy=proxy,
         balancer=balancer,
+        policy_mode=boot.policy_mode,
         addons=[kubernetes_service(boot.topology), *(_dns_addons(boot.topology) if boot.dns != "off" else [])],
         addons_at_once=boot.dns == "on",
         wire_accurate=boot.wire_accurate,

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from emulator.cluster.model import Topology
+from emulator.policy.enforcer import PolicyMode
 from emulator.traffic.model import ProbeResult, Protocol
 
 FaultKind = Literal[
@@ -31,6 +32,7 @@ class Boot(msgspec.Struct, frozen=True):
     wire_accurate: bool = False
     allow_missing: bool = False
     dns: DnsWish = "auto"
+    policy_mode: PolicyMode = "faithful"
 
 
 class FaultWish(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):

@@ -25,6 +25,7 @@ from emulator.lab.lab import Stream as LabStream
 from emulator.lab.records import ProbeAnswer, ProbeRequest
 from emulator.lab.tracing import sort_journeys
 from emulator.plan.model import Plan
+from emulator.policy.enforcer import PolicyMode
 from emulator.scenario.expect import flow_checks, fragments, longest_outage, peer_address, stream_checks
 from emulator.scenario.hooks import passes
 from emulator.scenario.load import Loaded
@@ -63,7 +64,12 @@ class Outcome(NamedTuple):
 
 
 def run_scenario(
-    loaded: Loaded, style: str, *, allow_missing: bool = False, progress: Progress = lambda _text: None
+    loaded: Loaded,
+    style: str,
+    *,
+    allow_missing: bool = False,
+    policy_mode: PolicyMode = "faithful",
+    progress: Progress = lambda _text: None,
 ) -> Outcome:
     """Build the scenario's cluster under ``style``, carry out its steps, and judge them.
 
@@ -79,6 +85,7 @@ def run_scenario(
         manifests=[*manifests, *scenario.objects],
         wire_accurate=scenario.wire_accurate,
         allow_missing=allow_missing,
+        policy_mode=policy_mode,
         progress=progress,
     ) as lab:
         runner = _Runner(lab, loaded, style_key(style))

@@ -13,6 +13,7 @@ from emulator.compare.records import RunMeta, StyleMeta
 from emulator.errors import CnilabError, PluginError, Unsupported
 from emulator.kernel.capabilities import probe
 from emulator.kernel.features import PROGRAMS
+from emulator.policy.enforcer import PolicyMode
 from emulator.scenario.load import Loaded
 from emulator.scenario.model import runs_under
 from emulator.scenario.run import Progress, failed, run_scenario
@@ -33,6 +34,7 @@ def run_series(
     *,
     command: Sequence[str] = (),
     allow_missing: bool = False,
+    policy_mode: PolicyMode = "faithful",
     progress: Progress = lambda _text: None,
 ) -> Series:
     """Run everything. A style that this kernel or topology cannot carry becomes a row with its reason; any other
@@ -52,7 +54,9 @@ def run_series(
                 continue
             tell = _Prefixed(progress, f"{scenario.name} under {style}")
             try:
-                outcome = run_scenario(item, spec, allow_missing=allow_missing, progress=tell)
+                outcome = run_scenario(
+                    item, spec, allow_missing=allow_missing, policy_mode=policy_mode, progress=tell
+                )
             except (Unsupported, PluginError) as error:
                 refused = error
                 metas.setdefault(style, failed(style, error))
