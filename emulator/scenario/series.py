@@ -54,9 +54,7 @@ def run_series(
                 continue
             tell = _Prefixed(progress, f"{scenario.name} under {style}")
             try:
-                outcome = run_scenario(
-                    item, spec, allow_missing=allow_missing, policy_mode=policy_mode, progress=tell
-                )
+                outcome = run_scenario(item, spec, allow_missing=allow_missing, policy_mode=policy_mode, progress=tell)
             except (Unsupported, PluginError) as error:
                 refused = error
                 metas.setdefault(style, failed(style, error))
