@@ -108,6 +108,18 @@ def slices_by_service(slices: Iterable[EndpointSlice]) -> dict[tuple[str, int], 
     return found
 
 
+def changed_keys(old: Sequence[EndpointSlice], new: Sequence[EndpointSlice]) -> set[str]:
+    """The Services (``namespace/name``) of whose slices any is not the very same in both, or stands elsewhere among
+    them."""
+    if old is new:
+        return set()
+    same = {id(each) for each in old} & {id(each) for each in new}
+    kept = [[each for each in slices if id(each) in same] for slices in (old, new)]
+    moved = [pair for pair in zip(*kept, strict=True) if pair[0] is not pair[1]]
+    found = {each.service_key for slices in (old, new) for each in slices if id(each) not in same}
+    return found | {each.service_key for pair in moved for each in pair}
+
+
 def targets(slices: Sequence[EndpointSlice], port: ServicePort) -> tuple[Target, ...]:
     """The endpoints of a Service port: those of slices that name the port and its protocol, each address and port once,
     sorted as text (``10.0.0.10:80`` before ``10.0.0.9:80``).

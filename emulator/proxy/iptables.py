@@ -30,7 +30,16 @@ from emulator.cluster.collection import no_collection
 from emulator.cluster.model import Cluster, Node
 from emulator.cluster.services import EndpointSlice, Service, ServicePort
 from emulator.plan.model import AnyObject, Family, Jump, ProxyRules, Rule, Sysctl
-from emulator.proxy.endpoints import Choice, Target, choose, cluster_ip, proxied, same_everywhere, slices_by_service
+from emulator.proxy.endpoints import (
+    Choice,
+    Target,
+    changed_keys,
+    choose,
+    cluster_ip,
+    proxied,
+    same_everywhere,
+    slices_by_service,
+)
 from emulator.proxy.endpoints import targets as targets_of
 from emulator.proxy.iptables_service import Lines, Wording, service_lines
 from emulator.proxy.model import ProxySettings
@@ -143,11 +152,16 @@ class IptablesProxy:
         last = self._syncs.get(family)
         if last is not None and last.services is cluster.services and last.slices is cluster.slices:
             return last
-        grouped = slices_by_service(cluster.slices)
-        before = last.held if last is not None else {}
-        held: dict[str, _Held] = {}
-        count = 0
-        for service in cluster.services:
+        if last is not None and last.services is cluster.services:
+            changed = changed_keys(last.slices, cluster.slices)
+            before, held = last.held, dict(last.held)
+            grouped = slices_by_service(each for each in cluster.slices if each.service_key in changed)
+            services = [service for service in cluster.services if service.key in changed]
+        else:
+            before, held = last.held if last is not None else {}, {}
+            grouped = slices_by_service(cluster.slices)
+            services = list(cluster.services)
+        for service in services:
             if not proxied(service) or not cluster_ip(service, family):
                 continue
             key = service.key
@@ -156,8 +170,7 @@ class IptablesProxy:
             if known is None or known.slices != slices or known.service != service:
                 known = _held(service, slices, family)
             held[key] = known
-            count += sum(len(found) for _, found in known.ports)
-        large = count > LARGE_CLUSTER
+        large = sum([len(found) for known in held.values() for _, found in known.ports]) > LARGE_CLUSTER
         if last is not None and last.large != large:
             for known in held.values():
                 known.written.clear()

@@ -23,6 +23,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from ipaddress import ip_address, ip_network
+from typing import NamedTuple
 
 import msgspec
 
@@ -36,6 +37,7 @@ from emulator.plan.nftables import LONGEST_COMMENT
 from emulator.proxy.endpoints import (
     Choice,
     Target,
+    changed_keys,
     choose,
     cluster_ip,
     externally_accessible,
@@ -96,6 +98,16 @@ def load(settings: ProxySettings) -> NftablesProxy:
     return NftablesProxy(settings)
 
 
+class _Table(NamedTuple):
+    """What a node's last table was made of: parts by Service, and whether any of these may clash."""
+
+    node: Node
+    services: tuple[Service, ...]
+    slices: tuple[EndpointSlice, ...]
+    parts: dict[str, NftPart]
+    claimed: bool
+
+
 class NftablesProxy:
     """One ``kube-proxy --proxy-mode=nftables`` for every node.
 
@@ -113,11 +125,14 @@ class NftablesProxy:
         self._slices: Sequence[EndpointSlice] = ()
         self._grouped: dict[tuple[str, int], list[EndpointSlice]] = {}
         self._made: dict[tuple[str, int], _Made] = {}
+        self._tables: dict[tuple[str, Family], _Table] = {}
+        self._changed: tuple[Sequence[EndpointSlice], set[str]] | None = None  # since which slices, and what
 
     def node(self, cluster: Cluster, node: Node) -> Iterator[AnyObject]:
         """A table for each family that the node has an address of."""
         if cluster.slices is not self._slices:
             self._slices, self._grouped = cluster.slices, slices_by_service(cluster.slices)
+            self._changed = None
         families: tuple[Family, ...] = (4, 6)
         for family in families:
             if of_family(node.addresses, family):
@@ -128,12 +143,7 @@ class NftablesProxy:
 
     @no_collection()
     def _table(self, cluster: Cluster, node: Node, family: Family) -> NftRules:
-        parts: dict[str, NftPart] = {}
-        claimed = False
-        for service in cluster.services:
-            if proxied(service) and cluster_ip(service, family):
-                parts[service.key] = self._part(service, node, family)
-                claimed = claimed or bool(service.external_ips or service.load_balancer)
+        parts, claimed = self._parts(cluster, node, family)
         return NftRules(
             ns=node.ns,
             family="ip" if family == 4 else "ip6",
@@ -145,6 +155,31 @@ class NftablesProxy:
             component=KUBE_PROXY,
             why=f"Services: DNAT to endpoints, IPv{family}",
         )
+
+    def _parts(self, cluster: Cluster, node: Node, family: Family) -> tuple[dict[str, NftPart], bool]:
+        """The parts of all Services, and whether any has an address that another could have too. Where nothing but
+        slices changed since the node's last table, only those of their Services are looked at."""
+        last = self._tables.get((node.name, family))
+        if last is not None and last.services is cluster.services and last.node == node:
+            parts, claimed = dict(last.parts), last.claimed
+            if changed := self._changed_since(last.slices):
+                for service in cluster.services:
+                    if (key := service.key) in changed and key in parts:
+                        parts[key] = self._part(service, node, family)
+        else:
+            parts, claimed = {}, False
+            for service in cluster.services:
+                if proxied(service) and cluster_ip(service, family):
+                    parts[service.key] = self._part(service, node, family)
+                    claimed = claimed or bool(service.external_ips or service.load_balancer)
+        self._tables[node.name, family] = _Table(node, cluster.services, cluster.slices, parts, claimed)
+        return parts, claimed
+
+    def _changed_since(self, slices: Sequence[EndpointSlice]) -> set[str]:
+        """The Services whose slices are not those that they were among ``slices``. The nodes all ask the same."""
+        if self._changed is None or self._changed[0] is not slices:
+            self._changed = slices, changed_keys(slices, self._slices)
+        return self._changed[1]
 
     def _part(self, service: Service, node: Node, family: Family) -> NftPart:
         slices = self._grouped.get((service.key, family), [])
