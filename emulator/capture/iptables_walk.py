@@ -180,6 +180,10 @@ class Iptables:
                 return _port(seen.source_port, value)
             case "--destination-port":
                 return _port(seen.target_port, value)
+            case "--source-ports":
+                return _one_of_ports(seen.source_port, value)
+            case "--destination-ports":
+                return _one_of_ports(seen.target_port, value)
             case "--dst-type":
                 return seen.target in seen.local if value == "LOCAL" and seen.local else None
             case "--src-type":
@@ -195,10 +199,20 @@ class Iptables:
 
     def _member(self, name: str, which: str, seen: Seen) -> bool | None:
         found = self._sets.get(name)
-        if found is None or found.type.split()[0] not in ("hash:net", "hash:ip") or which not in ("src", "dst"):
+        kind = found.type.split()[0] if found is not None else ""
+        ends = {
+            "src": (seen.source, seen.source_port),
+            "dst": (seen.target, seen.target_port),
+        }
+        first, _, second = which.partition(",")
+        if found is None or first not in ends:
             return None
-        address = seen.source if which == "src" else seen.target
-        return any(_within(address, member) for member in found.members)
+        address, port = ends[first]
+        if kind == "hash:ip,port" and second == first:
+            return f"{address},{seen.protocol}:{port}" in found.members
+        if kind not in ("hash:net", "hash:ip") or second:
+            return None
+        return _in_set(address, found.members)
 
 
 def touched_bits(owned: Sequence[IptablesRules], family: int) -> int:
@@ -301,6 +315,24 @@ def _within(address: str, networks: str) -> bool | None:
         return any(ip_address(address) in ip_network(each, strict=False) for each in networks.split(","))
     except ValueError:
         return None
+
+
+def _in_set(address: str, members: Sequence[str]) -> bool:
+    """Whether the narrowest member around the address is no exception (``nomatch``), as ipset judges it."""
+    if address in members:
+        return True
+    lengths = [
+        (ip_network(member.partition(" ")[0]).prefixlen, not member.endswith(" nomatch"))
+        for member in members
+        if _within(address, member.partition(" ")[0])
+    ]
+    return max(lengths)[1] if lengths else False
+
+
+def _one_of_ports(port: int, wanted: str) -> bool | None:
+    """The multiport match."""
+    found = [_port(port, each) for each in wanted.split(",")]
+    return None if None in found else True in found
 
 
 def _device(name: str, wanted: str) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from emulator.cluster.model import Cluster, Node
+from emulator.cluster.model import Cluster, Node, Pod
 from emulator.plan.model import AnyObject
 from emulator.policy.compile import compile_policies
 from emulator.policy.compiled import Compiled
@@ -98,23 +98,29 @@ def _affected(old: Compiled, new: Compiled, touched: set[str]) -> list[Policy]:
     }
     if old.networks != new.networks or old.network_sets != new.network_sets:
         changed |= old.networks.keys() | new.networks.keys()
+    ports = any(_speaks_otherwise(old.pods.get(key), new.pods.get(key)) for key in touched)
     services = old.cluster.slices is not new.cluster.slices
     namespaces = old.cluster.namespaces is not new.cluster.namespaces and bool(new.network_sets)
-    return [policy for policy in new.policies if namespaces or _mentions(policy, changed, bool(touched), services)]
+    return [policy for policy in new.policies if namespaces or _mentions(policy, changed, ports, services)]
 
 
-def _mentions(policy: Policy, changed: set[PodSet], pods: bool, services: bool) -> bool:
+def _speaks_otherwise(old: Pod | None, new: Pod | None) -> bool:
+    """Whether a pod came, went, or has other addresses or ports."""
+    return old is None or new is None or (old.addresses, old.containers) != (new.addresses, new.containers)
+
+
+def _mentions(policy: Policy, changed: set[PodSet], ports: bool, services: bool) -> bool:
     for rule in (*(policy.ingress or ()), *(policy.egress or ())):
         ends: tuple[Peer, ...] = (*rule.peers, rule.subject) if rule.subject is not None else rule.peers
         for end in ends:
             if end.pods in changed or end.not_pods in changed or (services and end.service is not None):
                 return True
-        # A named port without peers may be any pod's
+        # A named port may be any pod's
         named = any(
             port.name
-            for ports in (rule.ports, rule.not_ports, rule.source_ports, rule.not_source_ports)
-            for port in ports
+            for given in (rule.ports, rule.not_ports, rule.source_ports, rule.not_source_ports)
+            for port in given
         )
-        if pods and named:
+        if ports and named:
             return True
     return False

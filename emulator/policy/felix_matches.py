@@ -36,6 +36,7 @@ from emulator.policy.felix_selectors import endpoint_selector
 from emulator.policy.model import Direction, Family, IcmpMatch, Peer, PodSet, PortMatch, Rule, Selector, ServiceRef
 
 PORTS_OF_A_MATCH = 15  # multiport's limit; a range counts for two
+LARGEST_SET = 1048576  # members: felix/config, MaxIpsetSize
 NUMBERED_FAMILY = {"ICMP": 4, "1": 4, "ICMPv6": 6, "58": 6}
 
 
@@ -58,7 +59,8 @@ class SetRef(msgspec.Struct, frozen=True):
     @property
     def type(self) -> str:
         """As ipset(8) calls it."""
-        return "hash:ip,port" if self.port or self.with_ports else "hash:net"
+        kind = "hash:ip,port" if self.port or self.with_ports else "hash:net"
+        return f"{kind} maxelem {LARGEST_SET}"
 
 
 @dataclass
