@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from emulator.cli import options, output
+
+if TYPE_CHECKING:
+    from emulator.policy.enforcer import PolicyMode
 
 
 @click.command("plan")
@@ -15,10 +20,11 @@ from emulator.cli import options, output
 @options.manifests
 @click.option("-o", "--output", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.option("--wire-accurate", is_flag=True, help="As `up --wire-accurate`.")
+@options.policy_mode
 @options.as_json
 def command(
     topology: str, style: str, plugins: tuple[str, ...], proxy: str, manifests: tuple[str, ...], form: str,
-    wire_accurate: bool, as_json: bool,
+    wire_accurate: bool, policy_mode: PolicyMode, as_json: bool,
 ) -> None:  # fmt: skip
     """Show what every namespace of TOPOLOGY would hold under a style, and why; nothing is done, no root is needed."""
     from emulator.balancer.load import load_balancer
@@ -27,8 +33,10 @@ def command(
     from emulator.cluster.topology import load_topology
     from emulator.cni.service_proxy import Beside
     from emulator.cni.styles import load_style, settle, with_proxy
+    from emulator.lab.policy_notes import PolicyNotes
     from emulator.plan import render
     from emulator.plan.build import build
+    from emulator.policy.enforcement import enforce
 
     spec = with_proxy(settle(style, plugins), proxy)
     chosen = load_style(spec)
@@ -46,5 +54,13 @@ def command(
         if balancer is not None:
             balancer.check(cluster)
             output.notes([*cluster.pending, *balancer.notices(cluster)])
-        plan = build(cluster, chosen, proxy=beside.when(cluster), balancer=balancer, wire_accurate=wire_accurate)
+        enforcer = chosen.enforcer(policy_mode)
+        enforced = enforce(enforcer, cluster) if enforcer is not None else None
+        plan = build(
+            cluster, chosen, proxy=beside.when(cluster), balancer=balancer, enforcer=enforced,
+            wire_accurate=wire_accurate,
+        )  # fmt: skip
+    policies = PolicyNotes(chosen)
+    output.labels(policies.labels(cluster, enforced))
+    output.notes(policies.notices(cluster, enforced))
     click.echo(render.as_json(plan) if as_json or form == "json" else render.as_text(plan), nl=False)

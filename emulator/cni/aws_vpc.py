@@ -132,6 +132,10 @@ class AwsVpc(Plain):
         return TITLES[self.mode]
 
     @property
+    def unpoliced(self) -> str:
+        return "its network policy agent works by eBPF, which is not emulated yet"
+
+    @property
     def requires(self) -> tuple[str, ...]:
         rules = ("iptables", "iptables-restore", "connmark", "ttl-target", "ipset", "ipset-program")
         return ("veth", *rules, "policy-rules")

@@ -96,6 +96,10 @@ class Conflist(Plain):
         return f"{self.network.name} · {' + '.join(plugin['type'] for plugin in self.network.plugins)}"
 
     @property
+    def unpoliced(self) -> str:
+        return "CNI plugins are told of pods only"
+
+    @property
     def requires(self) -> tuple[str, ...]:
         return ("veth", "bridge", "bridge-nf")
 

@@ -104,6 +104,10 @@ class Flannel(Plain):
         return MODES[self.mode][0]
 
     @property
+    def unpoliced(self) -> str:
+        return "flanneld has no policies; Canal is flannel with Calico's"
+
+    @property
     def requires(self) -> tuple[str, ...]:
         settings = MODES[self.mode][1]
         rules = ("nft", "nft-nat", "nft-program") if settings.nftables else ("iptables", "iptables-restore")

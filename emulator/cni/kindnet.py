@@ -65,6 +65,10 @@ class Kindnet(Plain):
         return "kindnet"
 
     @property
+    def unpoliced(self) -> str:
+        return "kindnetd judges packets in userspace, by NFQUEUE, which is not emulated"
+
+    @property
     def requires(self) -> tuple[str, ...]:
         return ("veth", "nft-program", "nft-nat", "nft-fib")
 

@@ -74,6 +74,11 @@ class Style(Protocol):
         """What makes network policies hold beside this CNI, a new one for each lab; None where nothing does."""
         ...
 
+    @property
+    def unpoliced(self) -> str:
+        """Why nothing makes network policies hold, where nothing does."""
+        ...
+
     def shared(self, cluster: Cluster) -> object:
         """What of the cluster's objects a pod's plan depends on, to be compared for equality; for most nothing."""
         ...
@@ -133,6 +138,10 @@ class Plain:
 
     def enforcer(self, mode: PolicyMode) -> Enforcer | None:
         return None
+
+    @property
+    def unpoliced(self) -> str:
+        return ""
 
     def shared(self, cluster: Cluster) -> object:
         return ()

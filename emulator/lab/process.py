@@ -109,6 +109,7 @@ def _wire(boot: Boot, reporter: Reporter) -> Any:
     from emulator.lab.http_server import Server
     from emulator.lab.machinery import Machinery
     from emulator.lab.pods import substitutions
+    from emulator.lab.policy_notes import PolicyNotes
     from emulator.lab.proxy_watch import ProxyWatch
     from emulator.lab.runtime import Runtime
     from emulator.lab.verbs import Verbs
@@ -141,6 +142,11 @@ def _wire(boot: Boot, reporter: Reporter) -> Any:
         with runtime.still():
             return [] if runtime.broken else machinery.applier.repair_proxy(always=always)
 
+    policies = PolicyNotes(style)
+
+    def unpoliced() -> tuple[str, ...]:
+        return policies.labels(runtime.current, runtime.enforcement)
+
     runtime.start(boot.objects)
     watch = ProxyWatch(look)
     watch.start()
@@ -159,12 +165,23 @@ def _wire(boot: Boot, reporter: Reporter) -> Any:
             setup_seconds=taken,
             phases=reporter.phases,
             down_nodes=tuple(sorted(runtime.down_nodes)),
-            choices={**machinery.choices, **_proxy_in(proxy, cluster), **_balancer_in(balancer)},
-            labels=(*machinery.labels, *_instead(proxy)),
+            choices={
+                **machinery.choices,
+                **_proxy_in(proxy, cluster),
+                **_balancer_in(balancer),
+                **_policies_in(runtime),
+            },
+            labels=(*machinery.labels, *_instead(proxy), *unpoliced()),
             daemons=machinery.daemons(),
             processes=machinery.processes(),
             faults=_faults(runtime),
-            notices=(*substitutions(cluster.pods), *machinery.dns.notices, *watch.notices, *balancing()),
+            notices=(
+                *substitutions(cluster.pods),
+                *machinery.dns.notices,
+                *watch.notices,
+                *balancing(),
+                *policies.notices(cluster, runtime.enforcement),
+            ),
             plugin_problems=tuple(map(msgspec.to_builtins, machinery.plugin_problems())),
             broken=runtime.broken,
         )
@@ -177,7 +194,7 @@ def _wire(boot: Boot, reporter: Reporter) -> Any:
         broken = [f"this lab is broken: {runtime.broken}"] if runtime.broken else []
         broken += [runtime.stuck] if runtime.stuck else []
         broken += runtime.current.pending
-        return [*broken, *machinery.labels, *_instead(proxy), *machinery.obituaries()]
+        return [*broken, *machinery.labels, *_instead(proxy), *unpoliced(), *machinery.obituaries()]
 
     verbs = Verbs(runtime, machinery, status).table()
     server = Server(os.path.join(boot.directory, SOCKET), Api(runtime, verbs, warnings))
@@ -209,6 +226,16 @@ def _balancer_in(balancer: Balancer | None) -> dict[str, str]:
     if balancer is None:
         return {}
     return {"loadBalancer": f"{balancer.title}, {balancer.stand_in}" if balancer.stand_in else balancer.title}
+
+
+def _policies_in(runtime: Runtime) -> dict[str, str]:
+    """What enforces network policies, as soon as there is one."""
+    enforcement = runtime.enforcement
+    if enforcement is None or not enforcement.compiled.policies:
+        return {}
+    enforcer = enforcement.enforcer
+    mode = ", as the API says (--policy-mode spec)" if enforcer.mode == "spec" else ""
+    return {"policies": f"{enforcer.title}{f', {enforcer.stand_in}' if enforcer.stand_in else ''}{mode}"}
 
 
 def _instead(beside: Beside) -> tuple[str, ...]:
