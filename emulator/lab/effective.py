@@ -17,7 +17,7 @@ def without_nodes(plan: Plan, cluster: Cluster, down: Collection[str]) -> Plan:
     if not down:
         return plan
     gone = {f"node/{name}" for name in down}
-    theirs = {f"{what}/{name}" for what in ("proxy", "policy") for name in down}
+    theirs = {f"{what}/{name}" for what in ("proxy", "policy", "balancer") for name in down}
     theirs |= {f"pod/{pod.key}" for node in down for pod in cluster.pods_on(node)}
     fragments = {name: objects for name, objects in plan.fragments.items() if name not in gone and name not in theirs}
     loose = _loose_ends(plan, gone)
