@@ -90,7 +90,9 @@ def _dropper(last: Hop, machine: Planned) -> Reason | None:
         return None
     way = machine.way(packet, packet.source, last.device, "")
     leaves = way.item.device if way is not None else ""
-    culprit = dropper(machine.ruleset, _seen(packet, machine, last.device, leaves), new=_opens(packet))
+    back = machine.best(packet.source)
+    seen = _seen(packet, machine, last.device, leaves)._replace(returns=back is not None and back.device == last.device)
+    culprit = dropper(machine.ruleset, seen, new=_opens(packet))
     return _rule(culprit) if culprit is not None else None
 
 

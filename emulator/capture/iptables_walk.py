@@ -33,8 +33,16 @@ _LONG = {
 }
 _PROTOCOLS = {"1": "icmp", "6": "tcp", "17": "udp", "58": "icmpv6", "ipv6-icmp": "icmpv6", "132": "sctp"}
 # Options without a value. Whether a client is remembered, a capture does not show.
-_SWITCHES = ("--random-fully", "--random", "--limit-iface-in", "--limit-iface-out", "--restore-mark", "--save-mark")
-_OPEN_SWITCHES = ("--rcheck", "--update", "--reap", "--rttl", "--return-nomatch", "--syn", "--vaddr")
+_SWITCHES = (
+    "--random-fully",
+    "--random",
+    "--limit-iface-in",
+    "--limit-iface-out",
+    "--restore-mark",
+    "--save-mark",
+    "--validmark",
+)
+_OPEN_SWITCHES = ("--invert", "--rcheck", "--update", "--reap", "--rttl", "--return-nomatch", "--syn", "--vaddr")
 _OPTIONS_OF_TARGETS = (
     "--to-source",
     "--to-destination",
@@ -191,6 +199,8 @@ class Iptables:
             case "--ctstate":
                 # Only what opens a connection meets the nat table.
                 return "NEW" in value.split(",") if self._new or self.table == "nat" else None
+            case "--invert":  # of the rpfilter match
+                return None if seen.returns is None else not seen.returns
             case "--match-set" if len(values) == 2:
                 return self._member(value, values[1], seen)
             case "--set":

@@ -37,7 +37,8 @@ class Mark(NamedTuple):
 
 class Seen(NamedTuple):
     """A packet as a hook saw it. Devices are empty where there is none (``entered`` at OUTPUT). ``local`` are the
-    machine's own addresses."""
+    machine's own addresses. ``returns``: an answer would leave by the device that the packet came in by; None if that
+    is not known."""
 
     version: int
     protocol: str
@@ -48,6 +49,7 @@ class Seen(NamedTuple):
     entered: str
     leaves: str
     local: Set[str] = frozenset()
+    returns: bool | None = None
 
 
 class Culprit(NamedTuple):
