@@ -35,6 +35,7 @@ from emulator.lab.client import Client
 from emulator.lab.launch import Launched, launch
 from emulator.lab.names import resolve
 from emulator.lab.records import CaptureStats, DnsWish, Entry, LabStatus, ProbeAnswer, ProbeRequest
+from emulator.lab.verdicts import Matrix, MatrixWish
 from emulator.plan.model import Plan
 from emulator.policy.enforcer import PolicyMode
 from emulator.traffic.model import InjectionReport, Protocol, StreamReport
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from emulator.kernel.route_table import TableRoute
 
 BASE = "/cnilab/v1"
+MATRIX_PATIENCE = 120.0  # s that the largest matrix may take
 ROLLOUT_POLL = 0.1  # s between two looks at how far a rollout is
 
 Manifest = str | os.PathLike[str] | dict[str, Any]
@@ -303,6 +305,11 @@ class Lab:
         patience = 30.0 + max((r.count * max(r.timeout, r.interval) + r.timeout for r in requests), default=0.0)
         answers = self.client.call("POST", f"{BASE}/probe", list(requests), timeout=patience)
         return msgspec.convert(answers, list[ProbeAnswer])
+
+    def matrix(self, wish: MatrixWish | None = None) -> Matrix:
+        """Who reaches whom, by packets, beside what network policies say of it: every request in flight at once."""
+        answer = self.client.call("POST", f"{BASE}/matrix", wish or MatrixWish(), timeout=MATRIX_PATIENCE)
+        return msgspec.convert(answer, Matrix)
 
     def stream(self, request: ProbeRequest, rate: float) -> Stream:
         """Requests at a constant rate (per second) while the ``with`` block runs; then ``result``."""

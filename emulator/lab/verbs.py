@@ -21,6 +21,7 @@ from emulator.lab import faults
 from emulator.lab.api import Stream, Verb
 from emulator.lab.lookups import Way, ways
 from emulator.lab.machinery import Machinery
+from emulator.lab.matrix import MatrixTaker
 from emulator.lab.names import Place, resolve, resolve_target, service_port
 from emulator.lab.records import (
     CaptureStats,
@@ -32,6 +33,7 @@ from emulator.lab.records import (
 )
 from emulator.lab.runtime import Outcome, Runtime
 from emulator.lab.store import Ref
+from emulator.lab.verdicts import Matrix, MatrixWish
 from emulator.plan.model import Daemon, Link, Plan, Veth
 from emulator.plan.render import as_json
 from emulator.traffic.model import InjectionReport, Probe, ProbeResult, Protocol, StreamReport
@@ -104,6 +106,7 @@ class Verbs:
         self._runtime = runtime
         self._machinery = machinery
         self._status = status
+        self._matrices = MatrixTaker(runtime, machinery, lambda: status().style)
         self._numbers = itertools.count(1)  # next() is atomic: probes of many clients run side by side
 
     def table(self) -> list[tuple[str, str, Verb]]:
@@ -120,6 +123,7 @@ class Verbs:
             ("POST", f"{base}/ready", self._ready),
             ("GET", f"{base}/rollout", self._rollout),
             ("POST", f"{base}/probe", self._probe),
+            ("POST", f"{base}/matrix", self._matrix),
             ("POST", f"{base}/streams", self._start_stream),
             ("DELETE", f"{base}/streams/{{id}}", self._stop_stream),
             ("POST", f"{base}/captures", self._start_capture),
@@ -204,6 +208,9 @@ class Verbs:
             )
             for index, (request, way) in enumerate(zip(requests, found, strict=True))
         ]
+
+    def _matrix(self, _path: Any, _query: Any, body: Any) -> Matrix:
+        return self._matrices.take(_typed(body or {}, MatrixWish))
 
     def _settled(self, request: ProbeRequest) -> ProbeRequest:
         """The request with the protocol and port that its target decides about."""

@@ -160,6 +160,8 @@ class DatagramFlow:
     def _echo(self, data: bytes) -> Echo | None:
         if not self._icmp:
             answer = agnhost.parse_udp_echo(data)
+            if answer is None and self.probe.knock:
+                return Echo(self.sent - 1, "", "")  # who speaks something else has received it, too
             if answer is None or answer.nonce >> 20 != self._flow & 0xFFF:
                 return None
             return Echo(self._unwrap(answer.nonce, 0xFFFFF), answer.hostname, answer.client)

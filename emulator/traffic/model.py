@@ -53,8 +53,8 @@ class Probe(msgspec.Struct, frozen=True, omit_defaults=True):
     source port (or ICMP id). ``source_port`` 0: a port that this namespace has not used lately. ``fresh``: rather none
     than one of which connection tracking may still know.
 
-    ``knock``: a TCP connection that is established is an answer, and nothing is said on it; it is reset. SCTP is never
-    more than INIT, and INIT ACK in answer.
+    ``knock``: a TCP connection that is established is an answer, and nothing is said on it; it is reset. Of UDP, any
+    datagram is an answer, an echo or not. SCTP is never more than INIT, and INIT ACK in answer.
     """
 
     id: str
