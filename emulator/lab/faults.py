@@ -7,6 +7,7 @@ link-down, link-up         device
 daemon-kill, daemon-start  daemon
 mtu                        device, at (device, port), value
 mac                        device, at (device, port), value
+hairpin                    device (of a pod)
 sysctl                     name, value
 filter                     at (input, output, forward, port), device (of a port), protocol, port, icmp_type, icmp_code,
                            source, destination
@@ -31,6 +32,7 @@ from emulator.plan.faults import (
     AnyFault,
     FilterFault,
     FlushFault,
+    HairpinFault,
     MacFault,
     MtuFault,
     PlanFault,
@@ -39,7 +41,7 @@ from emulator.plan.faults import (
 )
 from emulator.plan.model import UNDERLAY
 
-PLANNED = ("mtu", "mac", "sysctl", "filter", "route", "flush")  # the kinds that change the plan
+PLANNED = ("mtu", "mac", "hairpin", "sysctl", "filter", "route", "flush")  # the kinds that change the plan
 DEVICE = "eth0"  # unless another is named
 
 FIELDS: dict[str, tuple[str, ...]] = {
@@ -51,6 +53,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "daemon-start": ("daemon",),
     "mtu": ("device", "at", "value"),
     "mac": ("device", "at", "value"),
+    "hairpin": ("device",),
     "sysctl": ("name", "value"),
     "filter": ("at", "device", "protocol", "port", "icmp_type", "icmp_code", "source", "destination"),
     "route": ("destination",),
@@ -117,6 +120,10 @@ def planned(wish: FaultWish, cluster: Cluster) -> AnyFault:
         return MtuFault(ns=ns, place=label, device=device, mtu=int(wish.value))
     if wish.kind == "mac":
         return MacFault(ns=ns, place=label, device=device, mac=str(wish.value).lower())
+    if wish.kind == "hairpin":
+        if place.pod is None:
+            raise UserError(f"{place.label} is no pod: hairpin mode is of a pod's port at its node's bridge")
+        return HairpinFault(ns=ns, place=label, device=device)
     if wish.kind == "sysctl":
         return SysctlFault(ns=ns, place=label, name=wish.name, value=" ".join(str(wish.value).split()))
     if wish.kind == "route":

@@ -55,19 +55,19 @@ def _by_source_seen(
     others: list[Journey] = []
     for journey in journeys:
         first, last = journey.hops[0], journey.hops[-1]
-        asked, told = last.packet, first.packet
-        speaks = asked.protocol in _PROTOCOLS[answer.protocol] and not told.fragment_offset
-        if speaks and (first.ns, first.direction) == (answer.source_ns, "out"):
-            mine = _seen_as(asked.source, asked.source_port) == answer.result.source_seen
-        elif speaks and (last.ns, last.direction) == (answer.source_ns, "in"):
-            mine = _seen_as(told.target, told.target_port) == answer.result.source_seen
-        else:
-            mine = False
-        (others if not mine else requests if first.ns == answer.source_ns else replies).append(journey)
+        asked, told, chosen = last.packet, first.packet, others
+        if asked.protocol in _PROTOCOLS[answer.protocol] and not told.fragment_offset:
+            if (first.ns, first.direction) == (answer.source_ns, "out"):
+                if _end(asked.source, asked.source_port) == answer.result.source_seen:
+                    chosen = requests
+            elif (last.ns, last.direction) == (answer.source_ns, "in"):
+                if _end(told.target, told.target_port) == answer.result.source_seen:
+                    chosen = replies
+        chosen.append(journey)
     return requests, replies, tuple(others)
 
 
-def _seen_as(address: str, port: int) -> str:
+def _end(address: str, port: int) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 

@@ -138,6 +138,36 @@ class MacFault(PlanFault, frozen=True, kw_only=True):
         return _broken(item, self, peer_mac=self.mac) if far else _broken(item, self, mac=self.mac)
 
 
+class HairpinFault(PlanFault, frozen=True, kw_only=True):
+    """The bridge does not send back to a pod what came from it: the port of the pod's ``device`` is not in hairpin
+    mode. ``ns`` is the pod's."""
+
+    device: str
+
+    KIND = "hairpin"
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        return (self.KIND, self.place, self.ns, self.device)
+
+    def says(self) -> str:
+        return f"the bridge port of {_at(self)} has no hairpin mode"
+
+    def strike(self, plan: Plan) -> Plan:
+        ends = {
+            (item.peer_ns, item.peer)
+            for item in plan.in_namespace(self.ns)
+            if isinstance(item, Veth) and item.name == self.device
+        }
+        found = [
+            item for ns, _ in ends for item in plan.in_namespace(ns)
+            if isinstance(item, BridgePort) and (item.ns, item.device) in ends
+        ]  # fmt: skip
+        if not any(item.hairpin for item in found):
+            raise UserError(f"{_at(self)} {'has no hairpin mode' if found else 'is on no bridge'} as it is")
+        return _mapped(plan, lambda item: _broken(item, self, hairpin=False) if item in found else item)
+
+
 class SysctlFault(PlanFault, frozen=True, kw_only=True):
     """The kernel parameter ``name`` has another value. Mended, it has the plan's value, or the one that it had before
     if the plan does not speak of it."""
@@ -409,7 +439,7 @@ def _is_end(item: AnyObject, ns: str, device: str) -> tuple[bool, bool]:
     return near, isinstance(item, Veth) and (item.peer_ns, item.peer) == (ns, device)
 
 
-def _at(fault: MtuFault | MacFault | FilterFault) -> str:
+def _at(fault: MtuFault | MacFault | HairpinFault | FilterFault) -> str:
     if fault.ns == UNDERLAY:
         return f"switch port {fault.device} ({fault.place})"
     return f"{fault.place}:{fault.device}"
@@ -438,7 +468,7 @@ def _devices(plan: Plan, ns: str) -> Iterator[str]:
             yield item.peer
 
 
-AnyFault = MtuFault | MacFault | SysctlFault | FilterFault | RouteFault | FlushFault
+AnyFault = MtuFault | MacFault | HairpinFault | SysctlFault | FilterFault | RouteFault | FlushFault
 
 
 def in_force(faults: Sequence[PlanFault], plan: Plan) -> tuple[str, ...]:

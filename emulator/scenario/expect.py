@@ -44,7 +44,7 @@ def flow_checks(
             met = _COMPARED.get(name, _equal)(value, observed)
         elif name == "client_seen":
             observed = peer_address(answer.result.source_seen)
-            allowed = _source_addresses(value, cluster, first) if first is not None else ()
+            allowed = _source_addresses(value, cluster, first)
             met = bool(observed) and observed in allowed
         elif name in ("rules", "reply_rules"):
             chosen = requests if name == "rules" else replies
@@ -166,10 +166,10 @@ def fragments(requests: Sequence[Journey], journeys: Sequence[Journey]) -> int:
     return max(pieces.values(), default=1 if wanted else 0)
 
 
-def _source_addresses(wanted: str, cluster: Cluster, journey: Journey) -> tuple[str, ...]:
+def _source_addresses(wanted: str, cluster: Cluster, journey: Journey | None) -> tuple[str, ...]:
     """The addresses that ``source: WANTED`` allows."""
     if wanted == "sender":
-        return (journey.hops[0].packet.source,)
+        return (journey.hops[0].packet.source,) if journey is not None else ()
     place, colon, device = wanted.partition(":")
     if colon and "/" not in wanted and not wanted.count(":") > 1:
         machine = resolve(cluster, place).machine
@@ -213,12 +213,14 @@ _OF_RESULT: dict[str, Any] = {
     "answered_by": lambda answer: answer.result.answered_by,
     "received": lambda answer: str(answer.result.received),
     "servers": lambda answer: str(len(answer.result.answers)),
+    "servers_at_least": lambda answer: str(len(answer.result.answers)),
     "detail": lambda answer: answer.result.detail,
 }
 # What is compared otherwise than for equality: value and observed
 _COMPARED: dict[str, Any] = {
     "detail": lambda value, observed: str(value) in observed,
     "answered_by": lambda value, observed: fnmatchcase(observed, str(value)),
+    "servers_at_least": lambda value, observed: int(observed) >= value,
 }
 _OF_JOURNEY: dict[str, Any] = {
     "ttl": lambda journey: str(journey.hops[-1].packet.ttl),

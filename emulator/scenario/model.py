@@ -35,10 +35,10 @@ class Expect(_Strict, frozen=True):
     of the first reply, which may have got lost on its way. ``detail``: a text that the result's detail holds.
     ``fragments``: how many packets the most split request travels as (1: whole). ``answered_by`` may hold ``*``.
     ``client_seen``: the client's address as the answering server saw it, spelt as ``source``. ``servers``: how many
-    different servers answered. ``rules``: texts of which each must be in the rule or route that explains some hop of
-    the request, and ``reply_rules`` of the reply. ``questions``: DNS questions that were seen leaving the sender for
-    the sake of this flow. ``takes_at_least``: ms, of the median round trip; a lower bound only, since a busy machine
-    makes anything slow.
+    different servers answered, or ``servers_at_least``. ``rules``: texts of which each must be in the rule or route
+    that explains some hop of the request, and ``reply_rules`` of the reply. ``questions``: DNS questions that were seen
+    leaving the sender for the sake of this flow. ``takes_at_least``: ms, of the median round trip; a lower bound only,
+    since a busy machine makes anything slow.
     """
 
     verdict: PerStyleText | None = None
@@ -58,6 +58,7 @@ class Expect(_Strict, frozen=True):
     rules: PerStyleList | None = None
     reply_rules: PerStyleList | None = None
     questions: PerStyleNumber | None = None
+    servers_at_least: PerStyleNumber | None = None
 
 
 class StreamExpect(_Strict, frozen=True):

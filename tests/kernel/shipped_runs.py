@@ -66,7 +66,8 @@ def styles_of(scenario: str, *, full: bool = FULL_MATRIX) -> tuple[str, ...]:
     if not full and scenario.startswith("connectivity/") and scenario not in (*SHOW_THE_PATH, ROUTED):
         styles = tuple(style for style in styles if style in THOROUGH)
     styles += FURTHER_MODES.get(scenario, ())
-    styles += tuple(style for style in limits if ":" in style and not style.endswith(":") and style not in styles)
+    named = tuple(style for style in limits if (":" in style or "+" in style) and not style.endswith(":"))
+    styles += tuple(style for style in named if style not in styles)
     return tuple(style for style in styles if runs_under(limits, style))
 
 

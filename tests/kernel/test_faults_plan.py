@@ -161,6 +161,7 @@ def test_changes_neither_mend_a_fault_nor_trip_over_it(whole: Lab) -> None:
         ("route", "n2", {"destination": "10.244.1.0/24"}),
         ("flush", "n3", {}),
         ("mtu", "n1-p1", {"value": 1400}),
+        ("hairpin", "n2-p1", {}),
     ]
     for kind, target, fields in wishes:
         whole.fault(kind, target, **fields)

@@ -136,7 +136,7 @@ class Row(NamedTuple):
     verdict: Expected = "delivered"
     detail: Expected = ""
     protocol: Protocol = "tcp"
-    count: int = 1
+    connections: int = 1
 
 
 NODE_1 = {"flannel": "10.244.1.0", "calico": "192.168.50.11"}  # n1 towards other nodes' pods
@@ -146,17 +146,17 @@ REFUSED_2 = {"flannel": "port unreachable, from 10.244.2.1", "calico": "port unr
 
 ROWS = (
     # Which endpoints
-    Row("all endpoints have their turn", "n1-p1", "10.96.1.2", by="a1 a2 a3", seen="itself", count=MANY),
-    Row("the same for a node", "n1", "10.96.1.2", by="a1 a2 a3", count=MANY),
-    Row("hints: same node", "n2-p1", "10.96.1.3", by="a2", seen="itself", count=MANY // 2),
-    Row("hints: same zone", "n2-p1", "10.96.1.4", by="a1 a2", seen="itself", count=MANY // 2),
-    Row("hints: the only one of its zone", "n3-p1", "10.96.1.4", by="a3", seen="itself", count=MANY // 2),
-    Row("pods that are not ready get nothing", "n3-p1", "10.96.1.9", by="half-1", count=MANY // 2),
+    Row("all endpoints have their turn", "n1-p1", "10.96.1.2", by="a1 a2 a3", seen="itself", connections=MANY),
+    Row("the same for a node", "n1", "10.96.1.2", by="a1 a2 a3", connections=MANY),
+    Row("hints: same node", "n2-p1", "10.96.1.3", by="a2", seen="itself", connections=MANY // 2),
+    Row("hints: same zone", "n2-p1", "10.96.1.4", by="a1 a2", seen="itself", connections=MANY // 2),
+    Row("hints: the only one of its zone", "n3-p1", "10.96.1.4", by="a3", seen="itself", connections=MANY // 2),
+    Row("pods that are not ready get nothing", "n3-p1", "10.96.1.9", by="half-1", connections=MANY // 2),
     Row("no ready pod is no endpoint", "n3-p1", "10.96.1.10", verdict="refused", detail="port unreachable"),
     Row("not ready, and published", "n3-p1", "10.96.1.11", by="late"),
-    Row("all terminate: those that serve are used", "n3-p1", "10.96.1.12", by="drain-1", count=MANY // 2),
-    Row("the same with policy Local", "n1-p1", "10.96.1.13", by="drain-1", count=5),
-    Row("one terminates: it gets nothing", "n3-p1", "10.96.1.14", by="mixed-2", count=MANY // 2),
+    Row("all terminate: those that serve are used", "n3-p1", "10.96.1.12", by="drain-1", connections=MANY // 2),
+    Row("the same with policy Local", "n1-p1", "10.96.1.13", by="drain-1", connections=5),
+    Row("one terminates: it gets nothing", "n3-p1", "10.96.1.14", by="mixed-2", connections=MANY // 2),
     Row("an endpoint outside", "n1-p1", "10.96.1.16", by="stranger", seen="192.168.50.11"),
     Row("named target port", "n3-p1", "10.96.1.18", by="one", seen="itself"),
     # ClusterIP: whose address
@@ -222,8 +222,8 @@ ROWS = (
     ),
     Row("a host outside does not know ClusterIPs", "client", "10.96.1.1", verdict="unreachable"),
     # Affinity
-    Row("affinity, a pod", "n1-p1", "10.96.1.8", seen="itself", count=MANY // 2),
-    Row("affinity, a node", "n2", "10.96.1.8", count=MANY // 2),
+    Row("affinity, a pod", "n1-p1", "10.96.1.8", seen="itself", connections=MANY // 2),
+    Row("affinity, a node", "n2", "10.96.1.8", connections=MANY // 2),
 )  # fmt: skip
 
 
@@ -244,7 +244,7 @@ def ran(request: pytest.FixtureRequest) -> Iterator[Ran]:
         for name in ("drain-1", "drain-2", "mixed-1"):
             lab.delete("pod", name)
         requests = [
-            ProbeRequest(row.source, row.target, row.port, row.protocol, row.count, timeout=PATIENCE) for row in ROWS
+            ProbeRequest(row.source, row.target, row.port, row.protocol, row.connections, timeout=PATIENCE) for row in ROWS
         ]
         yield Ran(lab, dict(zip((row.name for row in ROWS), lab.probes(requests), strict=True)))
 
@@ -268,7 +268,7 @@ def test_service_behaves(ran: Ran, row: Row, request: pytest.FixtureRequest) -> 
     if verdict != "delivered":
         assert result.received == 0
         return
-    assert result.received == row.count
+    assert result.received == row.connections
     if row.by:
         assert set(result.answers) == set(row.by.split())
     else:

@@ -15,6 +15,7 @@ from emulator.plan.diff import diff
 from emulator.plan.faults import (
     FilterFault,
     FlushFault,
+    HairpinFault,
     MacFault,
     MtuFault,
     PlanFault,
@@ -33,6 +34,7 @@ FAULTS: dict[str, PlanFault] = {
     "port": MtuFault(ns=UNDERLAY, place="n2", device="s1-n2", mtu=1400),
     "pod": MtuFault(ns=POD, place="n1-p1", device="eth0", mtu=1300),
     "mac": MacFault(ns="node/n1", place="n1", device="flannel.1", mac="02:00:00:00:00:01"),
+    "hairpin": HairpinFault(ns=POD, place="n1-p1", device="eth0"),
     "planned sysctl": SysctlFault(ns="node/n1", place="n1", name="net/ipv4/ip_forward", value="0"),
     "other sysctl": SysctlFault(ns="node/n1", place="n1", name="net/ipv4/tcp_syncookies", value="0"),
     "filter": FilterFault(ns="node/n1", place="n1", hook="input", protocol=17, port=53, match="protocol udp, port 53"),
@@ -55,7 +57,7 @@ def test_fault_is_a_difference_of_its_place_alone_and_mending_is_its_inverse(nam
     there, back = diff(plan, broken), diff(broken, plan)
     assert there
     assert len(there) == len(back)
-    ends = {fault.ns} | ({"node/n1"} if name == "pod" else {"node/n2"} if name == "port" else set())
+    ends = {fault.ns} | ({"node/n1"} if name in ("pod", "hairpin") else {"node/n2"} if name == "port" else set())
     assert {step.subject.ns for step in there} <= ends
     assert {step.subject.key for step in back} == {step.subject.key for step in there}
 
@@ -82,6 +84,19 @@ def test_fault_whose_place_is_gone_lies_dormant_and_says_so(name: str) -> None:
         assert in_force([fault], elsewhere)[0].endswith("(there is nothing of it just now)")
     assert not is_dormant(planned(), fault)
     assert in_force([fault], planned()) == (fault.says(),)
+
+
+@pytest.mark.parametrize(
+    ("style", "ns", "reason"),
+    [
+        ("calico", POD, "n1-p1:eth0 is on no bridge as it is"),
+        ("kube-router", POD, "n1-p1:eth0 has no hairpin mode as it is"),
+        ("flannel", "pod/default/nobody", "is on no bridge"),
+    ],
+)
+def test_hairpin_mode_can_be_lost_only_where_it_is(style: str, ns: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        check(planned(style), HairpinFault(ns=ns, place="n1-p1", device="eth0"))
 
 
 def test_switch_has_the_smallest_mtu_of_its_ports_as_the_kernel_gives_it() -> None:

@@ -116,6 +116,7 @@ CASES: list[tuple[str, Any, Any]] = [
     ("client_seen", "192.168.50.11", "sender"),
     ("answered_by", "n2-*", "n1-*"),
     ("servers", 2, 1),
+    ("servers_at_least", 2, 3),
     ("rules", ["KUBE-SEP-X rule 2", "load balancing"], ["KUBE-SEP-X", "KUBE-SEP-Y"]),
     ("reply_rules", ["translated back"], ["KUBE-SVC"]),
     ("questions", 1, 2),

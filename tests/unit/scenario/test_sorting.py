@@ -73,6 +73,30 @@ def test_others_between_the_same_two_are_told_by_their_port() -> None:
     assert sort_journeys([birds], answer) == ([birds], [], ())  # translated before it was seen
 
 
+def ends(number: int, source: str, target: str, direction: str) -> Journey:
+    """A TCP packet seen at node n1 only, as it leaves or comes back."""
+    (address, _, port), (other, _, theirs) = source.rpartition(":"), target.rpartition(":")
+    packet = Packet("", "", 74, "tcp", 4, address, other, 64, source_port=int(port), target_port=int(theirs))
+    return Journey(number, (Hop(number, 0, "node/n1", "eth0", direction, packet),))  # type: ignore[arg-type]
+
+
+def test_requests_that_were_translated_before_they_were_seen_are_told_by_the_source_that_the_server_saw() -> None:
+    """A node that asks a Service: iptables' OUTPUT has put the endpoint's address in."""
+    result = ProbeResult(id="x", verdict="delivered", sent=1, received=1, source_seen="10.244.1.0:4711", local_port=99)
+    answer = replace(ANSWER, source_ns="node/n1", address="10.96.0.80", protocol="tcp", port=80, result=result)
+    request, reply = (
+        ends(1, "10.244.1.0:4711", "10.244.2.2:8080", "out"),
+        ends(2, "10.244.2.2:8080", "10.244.1.0:4711", "in"),
+    )
+    other = ends(3, "10.244.1.0:4712", "10.244.2.2:8080", "out")
+    assert sort_journeys([request, reply, other], answer) == ([request], [reply], (other,))
+    six = replace(answer, result=replace(result, source_seen="[fd00::1]:4711"))
+    request = ends(1, "fd00::1:4711", "fd00::2:8080", "out")
+    assert sort_journeys([request], six) == ([request], [], ())
+    unheard = replace(answer, result=replace(result, source_seen=""))
+    assert sort_journeys([reply, other], unheard) == ([], [], (reply, other))
+
+
 def replace_packet(hop: Hop, port: int) -> Hop:
     packet = Packet("", "", 74, "tcp", 4, POD, TARGET, 64, source_port=port, target_port=179)
     return Hop(hop.time, hop.elapsed, hop.ns, hop.device, hop.direction, packet)
