@@ -1,8 +1,8 @@
 """Regular expressions as Go's package regexp takes them (RE2): patterns that users give to flanneld and calico-node.
 
 Python's engine backtracks: some patterns take it longer than anybody lives. What could do so (a repetition of something
-that holds a repetition or a choice) is refused, as is what Go does not know (lookaround, back references, possessive
-repetitions). What is left means the same in both.
+that holds a repetition or a choice, or many of them in a row) is refused, as is what Go does not know (lookaround, back
+references, possessive repetitions). What is left means the same in both.
 
 Source: the documentation of Go's package regexp/syntax.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 
 LONGEST = 256  # bytes of a pattern: names and addresses of interfaces are short
+REPEATS = 6  # one behind another: each may share out the (at most 39) characters among itself and the others
 _REPEAT = "*+?{"
 
 
@@ -29,7 +30,7 @@ def compile_pattern(text: str) -> re.Pattern[str]:
 def _check(text: str) -> None:
     groups: list[bool] = []  # of each open group: whether it holds a repetition or a choice
     last: str = ""  # what stands before: an atom, "group", "loose group" (with repetition or choice), or "repeat"
-    at = 0
+    at, repeats = 0, 0
     while at < len(text):
         sign = text[at]
         if sign == "\\":
@@ -51,9 +52,14 @@ def _check(text: str) -> None:
         elif sign == "|":
             if groups:
                 groups[-1] = True
+            else:
+                repeats = 0
             last, at = "", at + 1
         elif sign in _REPEAT and (sign != "{" or re.match(r"\{\d+(,\d*)?\}", text[at:])):
             at = _repetition(text, at, last)
+            repeats += 1
+            if repeats > REPEATS:
+                raise ValueError(f"has more than {REPEATS} repetitions, which is not emulated")
             if groups:
                 groups[-1] = True
             last = "repeat"

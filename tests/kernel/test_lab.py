@@ -347,6 +347,7 @@ def test_run_is_in_the_namespaces_of_the_place(lab: Lab) -> None:
 def test_cable_that_is_pulled_cuts_a_node_off_until_it_is_plugged_in(lab: Lab) -> None:
     lab.fault("link-down", "n3")
     assert lab.status().faults == ("the cable of n3:eth0 is unplugged",)
+    assert lab.verify() == ["underlay: device s1-n3 is down"]
     assert not lab.probe("n1-p1", "n3-p1", timeout=0.2).reached
     lab.apply(pod("meanwhile", nodeName="n3"))  # nothing to do with the cable
     lab.delete("pod", "meanwhile")
