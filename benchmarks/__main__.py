@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import commands, services, use_labs
+from benchmarks import commands, dns_rate, first_packet, service_changes, services, use_labs
 from benchmarks.figures import HEADERS, Figure, as_json, as_markdown, cells, describe, machine
 from emulator.kernel.registry import BASE_VARIABLE
 
@@ -35,6 +35,9 @@ BENCHMARKS: dict[str, Callable[[bool], list[Figure]]] = {
     "mininet": use_labs.beside_mininet,
     "calico-mesh": use_labs.calico_mesh,
     "services": services.services,
+    "service-changes": service_changes.service_changes,
+    "first-packet": first_packet.first_packet,
+    "dns": dns_rate.dns,
     "demo": commands.demo,
 }
 

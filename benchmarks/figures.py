@@ -25,7 +25,7 @@ class Figure:
     something. ``better`` says which side of the target is good; without a target the figure is for information."""
 
     name: str
-    unit: Literal["s", "ms", "MB", "events/s", "%", "times", "packets"]
+    unit: Literal["s", "ms", "MB", "events/s", "queries/s", "%", "times", "packets", "µs"]
     samples: tuple[float, ...]
     target: float | None = None
     better: Literal["less", "more"] = "less"
