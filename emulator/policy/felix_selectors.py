@@ -76,9 +76,15 @@ def _own(pods: PodSet, *, all_pods: bool = False) -> str:
     Calico's are taken as they are."""
     if isinstance(pods.pods, Expression):
         return pods.pods.text
-    if pods.network_sets or (pods.pods is None and all_pods):
+    if pods.pods is None and (all_pods or _is_calicos(pods)):
         return ""
     return _text(pods.pods)
+
+
+def _is_calicos(pods: PodSet) -> bool:
+    """Whether no Kubernetes policy can mean the set: then it asks for no orchestrator."""
+    special = pods.network_sets or pods.global_only or pods.account_names or pods.accounts is not None
+    return bool(special) or isinstance(pods.namespaces, Expression)
 
 
 def _accounts(pods: PodSet) -> str:

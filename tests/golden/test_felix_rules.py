@@ -1,0 +1,48 @@
+"""Felix's rules and sets as golden files: for each construct of a policy what it adds to the node of its pod.
+
+Write them anew with ``UPDATE_GOLDEN=1`` and read the diff.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from emulator.plan.iptables import rule_text
+from emulator.policy.felix_policies import policy_chain
+from emulator.policy.model import DIRECTIONS, Family
+from tests.golden.felix_constructs import CONSTRUCTS, OWN, planned, written
+
+FOLDER = Path(__file__).parent / "felix"
+
+
+def calicos_own(name: str) -> str:
+    families: tuple[Family, ...] = (4, 6)
+    lines = []
+    for family in families:
+        for direction in DIRECTIONS:
+            if OWN[name].rules(direction) is None:
+                continue
+            made = policy_chain(OWN[name], direction, family)
+            lines += [f"-A {made.chain.name} {rule_text(rule)}" for rule in made.chain.rules]
+            lines += [f"# IPv{family} {one.type}: {one.name}" for one in made.sets]
+    return "\n".join(lines) + "\n"
+
+
+def compare(golden: Path, text: str) -> None:
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.parent.mkdir(exist_ok=True)
+        golden.write_text(text, encoding="utf-8")
+    assert text == golden.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", CONSTRUCTS)
+def test_a_networkpolicys_rules_are_the_golden_ones(name: str) -> None:
+    compare(FOLDER / f"{name}.txt", written(planned(name)))
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_the_rules_of_calicos_own_policies_are_the_golden_ones(name: str) -> None:
+    compare(FOLDER / f"calico-{name}.txt", calicos_own(name))
