@@ -57,9 +57,11 @@ def test_machines_behind_nat_share_an_address_and_have_their_own_router() -> Non
 
 
 def test_nobody_has_a_route_to_what_is_behind_nat() -> None:
-    topology = parse_topology(TEXT, "t.yaml")
-    routes = {machine.name: [route.destination for route in machine.routes] for machine in topology.machines}
-    assert routes["ra"] == routes["rb"] == routes["far"] == []
+    other = TEXT.replace("b, cidrs: [10.0.2.0/24]", "b, cidrs: [10.0.3.0/24]").replace("b, addresses: [10.0.2.15]", "b")
+    for text in (TEXT, other):
+        topology = parse_topology(text, "t.yaml")
+        routes = {machine.name: [route.destination for route in machine.routes] for machine in topology.machines}
+        assert routes["ra"] == routes["rb"] == routes["far"] == []
 
 
 def test_only_the_router_masquerades_and_only_what_comes_from_behind_it() -> None:

@@ -230,6 +230,14 @@ def test_canal_reads_its_own_manifest(planned: Planning) -> None:
     assert tunnel(planned("canal", "vagrant", objects=(flanneld("--iface=eth1"),)))[1] == "eth0"
 
 
+def test_pods_under_canal_follow_its_config_map(planned: Planning) -> None:
+    text = DUAL.replace(', "fd00:10:244::/56"', "").replace(', "fd00:10:96::/112"', "")
+    config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "canal-config", "namespace": "kube-system"}}
+    for iface, mtu in (("eth0", 1450), ("eth1", 1350)):
+        plan = planned("canal", text).then(objects=({**config, "data": {"canal_iface": iface}},))
+        assert {item.mtu for item in plan.plan if isinstance(item, Veth) and item.ns.startswith("pod/")} == {mtu}
+
+
 # -- Calico -----------------------------------------------------------------------------------------------------
 
 
