@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import struct
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from io import BytesIO
 from typing import NamedTuple
 
@@ -34,11 +35,13 @@ import dns.rdtypes.IN.SRV
 from emulator.dns.records import Answer, Labels, Rcode, Record, Soa, Srv
 
 HEADER = struct.Struct("!HHHHHH")
+LONGEST_NAME = 255  # bytes (RFC 1035, 2.3.4)
 SMALLEST_UDP = 512  # bytes of a message without EDNS (RFC 1035, 4.2.1)
 LARGEST = 65535
 
 _QR, _AA, _TC, _RD, _RA, _CD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080, 0x0010
 _IN = dns.rdataclass.IN
+_QUESTION = struct.Struct("!HH")  # type, class
 _FIXED = struct.Struct("!HHIH")  # type, class, TTL, length of the data
 _OPT = struct.Struct("!BHHIH")
 # dnspython's record classes have no types of their own
@@ -123,6 +126,9 @@ def read(data: bytes) -> Query | bytes | None:
         return refusal(number, flags, "NOTIMP")
     if questions != 1 or answers > 1 or authorities > 1 or additions > 2:
         return refusal(number, flags, "FORMERR")
+    ordinary = not answers and not authorities and additions <= 1
+    if ordinary and (query := _common(data, number, flags, edns=bool(additions))) is not None:
+        return query
     try:
         message = dns.message.from_wire(data)
         question = message.question[0]
@@ -148,6 +154,48 @@ def read(data: bytes) -> Query | bytes | None:
     if question.rdclass != _IN or question.rdtype in (dns.rdatatype.AXFR, dns.rdatatype.IXFR):
         return _whole(query, Sections("REFUSED"))
     return query
+
+
+def _common(data: bytes, number: int, flags: int, *, edns: bool) -> Query | None:
+    """A question as resolvers send it, in a fifth of dnspython's time: one name without pointers, class IN,
+    and nothing behind it, or EDNS version 0 without options. None for whatever is not exactly that."""
+    end, labels = HEADER.size, []
+    last = len(data) - 5  # the root's label, type and class come behind
+    while end <= last and 0 < (length := data[end]) < 64:
+        labels.append(data[end + 1 : end + 1 + length])
+        end += 1 + length
+    if end > last or data[end] or end - HEADER.size >= LONGEST_NAME:
+        return None
+    rdtype, rdclass = _QUESTION.unpack_from(data, end + 1)
+    kind, known = _type(rdtype)
+    rest = data[end + 5 :]
+    size, dnssec = SMALLEST_UDP, False
+    if rdclass != _IN or rdtype in (dns.rdatatype.AXFR, dns.rdatatype.IXFR) or len(rest) != edns * _OPT.size:
+        return None
+    if edns:
+        root, option, payload, extended, length = _OPT.unpack(rest)
+        if root or option != dns.rdatatype.OPT or extended >> 16 or length:
+            return None
+        size, dnssec = max(SMALLEST_UDP, payload), bool(extended & dns.flags.DO)
+    return Query(
+        id=number,
+        flags=flags,
+        name=dns.name.Name([*labels, b""]),
+        labels=tuple([label.lower().decode("latin-1") for label in labels]),
+        kind=kind,
+        rdtype=known,
+        rdclass=_IN,
+        edns=edns,
+        wants_dnssec=dnssec,
+        size=size,
+        plain=True,
+    )
+
+
+@cache
+def _type(number: int) -> tuple[str, int]:
+    """A type's name, and itself as dnspython has it."""
+    return dns.rdatatype.to_text(dns.rdatatype.RdataType.make(number)), dns.rdatatype.RdataType.make(number)
 
 
 def lower(name: dns.name.Name) -> Labels:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import dns.flags
 import dns.message
 import dns.name
@@ -186,3 +188,35 @@ def test_a_name_that_no_message_can_hold_is_an_error_by_name() -> None:
         prepared(Answer(answer=(Record(AS_ASKED, "CNAME", 30, "x" * 64 + ".example"),)))
     with pytest.raises(ValueError, match=r"no domain name"):
         question_for("a..b", "A", 1)
+
+
+QUESTIONS = [
+    question_for(name, kind, 7, size)
+    for name in (
+        "web.default.svc.cluster.local",
+        "WWW.Example.com",
+        ".",
+        ".".join(("x" * 63, "y" * 63, "z" * 63, "w" * 61)),
+    )
+    for kind in ("A", "SRV", "TYPE65280", "AXFR")
+    for size in (0, 400, 1232)
+]
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.sampled_from(QUESTIONS),
+    st.lists(st.tuples(st.integers(0, 300), st.integers(0, 255)), max_size=3),
+    st.binary(max_size=14),
+)
+def test_the_quick_way_reads_what_dnspython_reads(wire: bytes, changes: list[tuple[int, int]], more: bytes) -> None:
+    data = bytearray(wire)
+    for place, value in changes:
+        if place < len(data):
+            data[place] = value
+        else:
+            del data[place % (len(data) + 1) :]  # cut short
+    with patch("emulator.dns.message._common", return_value=None):
+        expected = read(bytes(data + more))
+
+    assert read(bytes(data + more)) == expected
