@@ -110,6 +110,9 @@ KINDS: tuple[Kind, ...] = (
     _kind("BGPConfiguration", "projectcalico.org/v3", "bgpconfigurations", "bgpconfig", namespaced=False),
     _kind("BGPPeer", "projectcalico.org/v3", "bgppeers", namespaced=False),
     _kind("GlobalNetworkPolicy", "projectcalico.org/v3", "globalnetworkpolicies", "gnp", namespaced=False),
+    _kind("Tier", "projectcalico.org/v3", "tiers", namespaced=False),
+    _kind("NetworkSet", "projectcalico.org/v3", "networksets", "netsets"),
+    _kind("GlobalNetworkSet", "projectcalico.org/v3", "globalnetworksets", namespaced=False),
     _kind("CiliumNetworkPolicy", "cilium.io/v2", "ciliumnetworkpolicies", "cnp ciliumnp"),
     _kind(
         "CiliumClusterwideNetworkPolicy", "cilium.io/v2", "ciliumclusterwidenetworkpolicies", "ccnp", namespaced=False
@@ -119,6 +122,12 @@ KINDS: tuple[Kind, ...] = (
 # Known by group and kind only: their names mean those above.
 NAMESAKES: tuple[Kind, ...] = (
     _kind("Node", "projectcalico.org/v3", "nodes", namespaced=False),
+    _kind("NetworkPolicy", "projectcalico.org/v3", "networkpolicies"),
+    _kind("NetworkPolicy", "crd.projectcalico.org/v1", "networkpolicies"),
+    _kind("GlobalNetworkPolicy", "crd.projectcalico.org/v1", "globalnetworkpolicies", namespaced=False),
+    _kind("Tier", "crd.projectcalico.org/v1", "tiers", namespaced=False),
+    _kind("NetworkSet", "crd.projectcalico.org/v1", "networksets"),
+    _kind("GlobalNetworkSet", "crd.projectcalico.org/v1", "globalnetworksets", namespaced=False),
     _kind("IPPool", "crd.projectcalico.org/v1", "ippools", namespaced=False),
     _kind("BGPConfiguration", "crd.projectcalico.org/v1", "bgpconfigurations", namespaced=False),
     _kind("BGPPeer", "crd.projectcalico.org/v1", "bgppeers", namespaced=False),

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from emulator.cluster import validation
+from emulator.cluster.calico_policy_rules import calico_policy_faults
 from emulator.cluster.collection import no_collection
 from emulator.cluster.decode import Fault
 from emulator.cluster.kinds import INITIAL_NAMESPACES, Kind, kind_of
@@ -48,6 +49,10 @@ _CONSUMED = frozenset(
         "BGPConfiguration",
         "BGPPeer",
         "Node",
+        "GlobalNetworkPolicy",
+        "Tier",
+        "NetworkSet",
+        "GlobalNetworkSet",
     )
 )
 _CONTROLLERS = ("Deployment", "ReplicaSet", "StatefulSet")
@@ -121,7 +126,10 @@ def _checked(given: Iterable[Given], problems: list[Problem], namespaces: Iterab
         _name_if_generated(thing, len(objects))
         subject = _subject(thing, kind, entry)
         faults = field_faults(thing, entry) if entry is not None else []
-        faults = faults or [*_metadata_faults(thing, kind), *(_rule_faults(thing) if entry is not None else ())]
+        faults = faults or [
+            *_metadata_faults(thing, kind),
+            *(_rule_faults if entry is not None else _custom_faults)(thing),
+        ]
         if entry is None and kind.kind in (*WORKLOADS, "Namespace"):
             faults.append(("apiVersion", f'no matches for kind "{kind.kind}" in version "{thing["apiVersion"]}"'))
         problems += [Problem(one.source, subject, path, reason) for path, reason in faults]
@@ -152,6 +160,13 @@ def _rule_faults(thing: Object) -> Iterator[Fault]:
     yield from workload_faults(thing)
     yield from service_faults(thing)
     yield from network_policy_faults(thing)
+
+
+def _custom_faults(thing: Object) -> Iterator[Fault]:
+    """The faults of custom resources that have an effect here, whose fields Kubernetes' own tables do not hold."""
+    # Names and namespaces are checked beside this, and nothing can be said of an object without any
+    if isinstance(thing["metadata"].get("name"), str):
+        yield from calico_policy_faults(thing)
 
 
 def _well_formed(one: Given, problems: list[Problem]) -> Object | None:

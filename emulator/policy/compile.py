@@ -11,7 +11,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from emulator.cluster.calico_policy_rules import GROUPS as CALICO_GROUPS
+from emulator.cluster.calico_policy_rules import is_calico
 from emulator.cluster.model import Cluster, Pod, Topology
+from emulator.cluster.validation import invalid
+from emulator.errors import ManifestError, Problem
+from emulator.policy.calico import calico_global_policy, calico_policy, network_set, tier
 from emulator.policy.compiled import Compiled
 from emulator.policy.model import (
     DIRECTIONS,
@@ -34,11 +39,16 @@ Labels = Mapping[str, str]
 # apiVersion's group and kind, to what brings such an object into the neutral form
 _POLICIES: dict[tuple[str, str], Callable[[Object], Policy]] = {
     ("networking.k8s.io", "NetworkPolicy"): network_policy,
+    **{(group, "NetworkPolicy"): calico_policy for group in CALICO_GROUPS},
+    **{(group, "GlobalNetworkPolicy"): calico_global_policy for group in CALICO_GROUPS},
 }
 
 
 def compile_policies(cluster: Cluster, previous: Compiled | None = None) -> Compiled:
-    """The policies of ``cluster``; with ``previous``, that of the step before, what did not change is taken from it."""
+    """The policies of ``cluster``; with ``previous``, that of the step before, what did not change is taken from it.
+
+    Raises ManifestError for a policy in a tier that does not exist.
+    """
     if previous is None:
         return _Compilation(cluster, _EMPTY).run()
     return previous if previous.cluster is cluster else _Compilation(cluster, previous).run()
@@ -81,7 +91,7 @@ class _Compilation:
         before = self.before
         if self.same_objects:
             return before.policies, before.tiers, before.network_sets
-        tiers = KUBERNETES_TIERS
+        tiers, sets = self._tiers(), self._network_sets()
         rank = {tier.name: number for number, tier in enumerate(tiers)}
         known = {policy.key: policy for policy in before.policies}
         found = []
@@ -89,12 +99,29 @@ class _Compilation:
             make = _POLICIES.get((thing["apiVersion"].rpartition("/")[0], thing["kind"]))
             if make is not None:
                 made = make(thing)
+                if made.tier not in rank:
+                    reason = invalid(made.tier, "there is no such Tier")
+                    raise ManifestError([Problem("", made.key, "spec.tier", reason)])
                 old = known.get(made.key)
                 found.append(old if old is not None and old == made else made)
         found.sort(key=lambda one: (rank[one.tier], one.order is None, one.order or 0.0, one.name, one.namespace))
         policies = tuple(found)
         unchanged = len(policies) == len(before.policies) and all(map(_is, policies, before.policies))
-        return (before.policies if unchanged and before is not _EMPTY else policies), tiers, ()
+        return (before.policies if unchanged and before is not _EMPTY else policies), tiers, sets
+
+    def _tiers(self) -> tuple[Tier, ...]:
+        """All tiers in order: those that every cluster has, and those of Tier objects. Unset orders are last."""
+        found = {one.name: one for one in KUBERNETES_TIERS}
+        found.update((one.name, one) for one in (tier(thing) for thing in self._calico("Tier")))
+        return tuple(sorted(found.values(), key=lambda one: (one.order is None, one.order or 0.0, one.name)))
+
+    def _network_sets(self) -> tuple[NetworkSet, ...]:
+        return tuple(network_set(thing) for thing in self._calico("NetworkSet", "GlobalNetworkSet"))
+
+    def _calico(self, *kinds: str) -> Iterator[Object]:
+        for thing in self.cluster.objects:
+            if thing["kind"] in kinds and is_calico(thing):
+                yield thing
 
     def _changed(self) -> set[str]:
         """The keys of the pods that may be in other sets than before: new, gone, or seen otherwise by selectors."""
