@@ -38,9 +38,9 @@ from emulator.kernel.namespaces import enter, in_parallel
 from emulator.kernel.netlink import Channel
 from emulator.kernel.netns import NETNS_DIRECTORY, netns_path
 from emulator.kernel.plugin_process import PATIENCE, descendants, execute
-from emulator.kernel.readback import Device, read_devices, read_tables
 from emulator.kernel.result_check import OF_THE_KERNEL, untruths
 from emulator.kernel.syscalls import MS_BIND, mount, umount
+from emulator.kernel.tables import Device, read_devices, read_tables
 from emulator.kernel.underlay import LabNet
 from emulator.plan.model import AnyObject, CniAttachment, Offloads, Plan, PluginDevice
 

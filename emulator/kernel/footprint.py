@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 from emulator.kernel.machine import PLUGIN_STATE
 from emulator.kernel.netlink import Channel
-from emulator.kernel.readback import Device, read_tables
 from emulator.kernel.rule_tools import PATH
 from emulator.kernel.rules_readback import read_loaded
+from emulator.kernel.tables import Device, read_tables
 
 RESULTS = f"{PLUGIN_STATE}/results"  # the runtime's own cache: libcni's CacheDir
 SHARED_KINDS = frozenset({"bridge"})

@@ -9,29 +9,33 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from errno import ENOENT
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from emulator.kernel import rules_readback
-from emulator.kernel.learned import RTA_MULTIPATH, read_hops
 from emulator.kernel.messages import (
-    IFA_F_NOPREFIXROUTE,
-    NTF_SELF,
-    NUD_PERMANENT,
     PROTOCOLS,
-    RTNH_F_ONLINK,
     SCOPES,
     TYPES,
 )
 from emulator.kernel.namespaces import is_off_anyway, read_sysctl
-from emulator.kernel.netlink import Channel, attributes
+from emulator.kernel.netlink import Channel
 from emulator.kernel.node_files import read_file
 from emulator.kernel.offloads import OPTIONAL, read_offloads
 from emulator.kernel.syscalls import inside
+from emulator.kernel.tables import (
+    LOCAL_TABLE,
+    RTM_F_CLONED,
+    RTN_MULTICAST,
+    RTPROT_KERNEL,
+    Device,
+    SeenAddress,
+    SeenRoute,
+    TableReader,
+)
 from emulator.plan.describe import describe
 from emulator.plan.model import (
     Address,
@@ -66,75 +70,13 @@ from emulator.plan.model import (
 if TYPE_CHECKING:
     from emulator.kernel.applier import Applier
 
-RTM_GETLINK, RTM_GETADDR, RTM_GETROUTE, RTM_GETNEIGH, RTM_GETRULE = 18, 22, 26, 30, 34
-LINK = struct.Struct("=BxHiII")  # family, type, index, flags, change
-ADDR = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
-ROUTE = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
-NEIGH = struct.Struct("=BxxxiHBB")  # family, index, state, flags, type
-RULE = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, -, -, action, flags
-
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 10, 18
-IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_DATA = 1, 2, 5
-IFLA_BRPORT_MODE = 4
-VXLAN_ID, VXLAN_LINK, VXLAN_LOCAL, VXLAN_LEARNING, VXLAN_PORT, VXLAN_LOCAL6 = 1, 3, 4, 7, 15, 17
-IPTUN_LOCAL, IPTUN_REMOTE = 2, 3
 # What the kernel puts into every new namespace once the module is loaded (net.core.fb_tunnels_only_for_init_net)
 FALLBACK_TUNNELS = frozenset(
     ("tunl0", "gre0", "gretap0", "erspan0", "sit0", "ip6tnl0", "ip6gre0", "ip_vti0", "ip6_vti0")
 )
-IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS, RTA_TABLE = 1, 4, 5, 6, 7, 8, 15
-RTAX_MTU = 2
-NDA_DST, NDA_LLADDR = 1, 2
-FRA_DST, FRA_SRC, FRA_IIFNAME, FRA_PRIORITY, FRA_FWMARK, FRA_TABLE, FRA_FWMASK = 1, 2, 3, 6, 10, 15, 16
-AF_BRIDGE = 7
-IFF_UP = 1
-RTM_F_CLONED = 0x200
-LOCAL_TABLE = 255
-RTPROT_KERNEL = 2
-RTN_MULTICAST = 5
 IP6_METRIC = 1024  # what the kernel writes when an IPv6 route names no metric
-STANDARD_RULES = frozenset({0, 32766, 32767})  # local, main, default
 
 T = TypeVar("T")
-
-
-class Device(NamedTuple):
-    """One device of a namespace; ``number`` is its index. ``hairpin`` only counts for a bridge port."""
-
-    number: int
-    up: bool
-    mtu: int
-    mac: str
-    master: int
-    kind: str
-    hairpin: bool
-    vxlan: tuple[int, int, str, int, bool]  # vni, port, local, underlay's index, learning
-    ends: tuple[str, str] = ("", "")  # of an IP-in-IP device: local, remote
-
-
-class SeenRoute(NamedTuple):
-    """One route, with numbers where the plan has names."""
-
-    destination: str
-    via: str
-    device: str
-    type: int
-    scope: int
-    protocol: int
-    onlink: bool
-    source: str
-    metric: int
-    mtu: int
-    table: int
-    hops: frozenset[tuple[str, str]] = frozenset()  # several gateways, each with its device
-
-    def __str__(self) -> str:
-        words = [self.destination]
-        words += ["via", self.via] if self.via else []
-        words += ["dev", self.device] if self.device else []
-        words += [f"nexthop via {via} dev {device}" for via, device in sorted(self.hops)]
-        return " ".join([*words, f"proto {self.protocol} scope {self.scope} type {self.type} table {self.table}"])
 
 
 def differences(plan: Plan, applier: Applier) -> list[str]:
@@ -176,18 +118,17 @@ class _Comparison:
         self.ns = ns
         self.others = others
         self.items = items
-        self.channel = channel
-        self.devices = read_devices(channel)
-        self.names = {device.number: name for name, device in self.devices.items()}
+        self.reader = TableReader(channel)
+        self.devices, self.names = self.reader.devices, self.reader.names
         self.found: list[str] = []
 
     def run(self) -> list[str]:
         self._links()
         self._compare("address", self._planned_addresses(), self._addresses())
         self._compare("route", self._planned_routes(), self._routes())
-        self._compare("neighbour", self._planned(Neighbour, _neighbour), self._neighbours())
-        self._compare("forwarding entry", self._planned(FdbEntry, _fdb), self._fdb())
-        self._compare("policy rule", self._planned(PolicyRule, _rule), self._rules())
+        self._compare("neighbour", self._planned(Neighbour, _neighbour), self.reader.neighbours())
+        self._compare("forwarding entry", self._planned(FdbEntry, _fdb), self.reader.forwarding())
+        self._compare("policy rule", self._planned(PolicyRule, _rule), self.reader.rules())
         return self.found
 
     def _say(self, text: str) -> None:
@@ -283,7 +224,7 @@ class _Comparison:
     def _planned(self, kind: type[AnyObject], key: Callable[[AnyObject], T]) -> dict[T, str]:
         return {key(item): describe(item) for item in self.items if type(item) is kind and item.ns == self.ns}
 
-    def _planned_addresses(self) -> dict[tuple[str, str, int, bool], str]:
+    def _planned_addresses(self) -> dict[SeenAddress, str]:
         planned = {}
         for item in self.items:
             if isinstance(item, Address):
@@ -292,24 +233,16 @@ class _Comparison:
                 # The kernel calls every fe80:: address link-scoped, whatever it was told.
                 link_local = ip_address(text).is_link_local and ":" in text
                 scope = SCOPES["link"] if link_local else key[2]
-                planned[key[0], key[1], scope, item.prefix_route] = describe(item)
+                planned[SeenAddress(key[0], key[1], scope, item.prefix_route)] = describe(item)
         return planned
 
-    def _addresses(self) -> dict[tuple[str, str, int, bool], str]:
+    def _addresses(self) -> dict[SeenAddress, str]:
         planned = self._planned_addresses()
         there = {}
-        for body in self.channel.dump(RTM_GETADDR, ADDR.pack(0, 0, 0, 0, 0)):
-            family, length, _, scope, index = ADDR.unpack_from(body)
-            found = attributes(body, ADDR.size)
-            raw = found.get(IFA_LOCAL, found.get(IFA_ADDRESS))
-            name = self.names.get(index, str(index))
-            if raw is None or (name == "lo" and scope == SCOPES["host"]):
+        for address, family in self.reader.addresses():
+            if family == socket.AF_INET6 and address.scope == SCOPES["link"] and address not in planned:
                 continue
-            prefix_route = not _number(found.get(IFA_FLAGS)) & IFA_F_NOPREFIXROUTE
-            key = (name, f"{ip_address(bytes(raw))}/{length}", scope, prefix_route)
-            if family == socket.AF_INET6 and scope == SCOPES["link"] and key not in planned:
-                continue
-            there[key] = f"{key[1]} dev {name}"
+            there[address] = f"{address.address} dev {address.device}"
         return there
 
     def _planned_routes(self) -> dict[SeenRoute, str]:
@@ -353,177 +286,22 @@ class _Comparison:
             if isinstance(item, Route) and item.learned
         }
         there = {}
-        for family in (socket.AF_INET, socket.AF_INET6):
-            for body in self.channel.dump(RTM_GETROUTE, ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)):
-                route, flags = self._route(body)
-                if (route.destination, route.table) in learned and family == socket.AF_INET6:
-                    # The daemon chooses an IPv6 metric of its own.
-                    route = route._replace(metric=learned[route.destination, route.table])
-                if route in planned:
-                    there[route] = str(route)
-                    continue
-                of_the_kernel = route.protocol == RTPROT_KERNEL or route.type == RTN_MULTICAST
-                if route.table != LOCAL_TABLE and not of_the_kernel and not flags & RTM_F_CLONED:
-                    there[route] = str(route)
-        return there
-
-    def _route(self, body: memoryview) -> tuple[SeenRoute, int]:
-        family, length, _, _, table, protocol, scope, kind, flags = ROUTE.unpack_from(body)
-        found = attributes(body, ROUTE.size)
-        v6 = family == socket.AF_INET6
-        blank = bytes(16 if v6 else 4)
-        network = ip_address(bytes(found.get(RTA_DST, blank)))
-        index = _number(found.get(RTA_OIF))
-        metrics = attributes(found[RTA_METRICS], 0) if RTA_METRICS in found else {}
-        route = SeenRoute(
-            f"{network}/{length}",
-            str(ip_address(bytes(found[RTA_GATEWAY]))) if RTA_GATEWAY in found else "",
-            "" if v6 and kind != TYPES["unicast"] else self.names.get(index, ""),
-            kind,
-            scope,
-            protocol,
-            bool(flags & RTNH_F_ONLINK),
-            str(ip_address(bytes(found[RTA_PREFSRC]))) if RTA_PREFSRC in found else "",
-            _number(found.get(RTA_PRIORITY)),
-            _number(metrics.get(RTAX_MTU)),
-            _number(found.get(RTA_TABLE)) or table,
-            self._hops(family, found) if RTA_MULTIPATH in found else frozenset(),
-        )
-        return route, flags
-
-    def _hops(self, family: int, found: dict[int, memoryview]) -> frozenset[tuple[str, str]]:
-        return frozenset((via, self.names.get(index, str(index))) for via, index in read_hops(family, found))
-
-    def _neighbours(self) -> dict[tuple[str, str, str], str]:
-        there = {}
-        for body in self.channel.dump(RTM_GETNEIGH, NEIGH.pack(0, 0, 0, 0, 0)):
-            family, index, state, _, _ = NEIGH.unpack_from(body)
-            found = attributes(body, NEIGH.size)
-            if family == AF_BRIDGE or not state & NUD_PERMANENT or NDA_LLADDR not in found:
+        for route, flags, family in self.reader.routes():
+            if (route.destination, route.table) in learned and family == socket.AF_INET6:
+                # The daemon chooses an IPv6 metric of its own.
+                route = route._replace(metric=learned[route.destination, route.table])
+            if route in planned:
+                there[route] = str(route)
                 continue
-            address, mac = str(ip_address(bytes(found[NDA_DST]))), _mac(found[NDA_LLADDR])
-            name = self.names.get(index, str(index))
-            there[name, address, mac] = f"{address} dev {name} lladdr {mac}"
+            of_the_kernel = route.protocol == RTPROT_KERNEL or route.type == RTN_MULTICAST
+            if route.table != LOCAL_TABLE and not of_the_kernel and not flags & RTM_F_CLONED:
+                there[route] = str(route)
         return there
-
-    def _fdb(self) -> dict[tuple[str, str, str], str]:
-        there = {}
-        if not any(device.kind == "vxlan" for device in self.devices.values()):
-            return {}
-        for body in self.channel.dump(RTM_GETNEIGH, NEIGH.pack(AF_BRIDGE, 0, 0, 0, 0)):
-            _, index, _, flags, _ = NEIGH.unpack_from(body)
-            found = attributes(body, NEIGH.size)
-            if not flags & NTF_SELF or NDA_DST not in found or NDA_LLADDR not in found:
-                continue
-            remote, mac = str(ip_address(bytes(found[NDA_DST]))), _mac(found[NDA_LLADDR])
-            name = self.names.get(index, str(index))
-            there[name, mac, remote] = f"{mac} dev {name} dst {remote}"
-        return there
-
-    def _rules(self) -> dict[tuple[object, ...], str]:
-        there: dict[tuple[object, ...], str] = {}
-        for family, version in ((socket.AF_INET, 4), (socket.AF_INET6, 6)):
-            for body in self.channel.dump(RTM_GETRULE, RULE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)):
-                _, target_length, source_length, _, table, _, _, _, _ = RULE.unpack_from(body)
-                found = attributes(body, RULE.size)
-                priority = _number(found.get(FRA_PRIORITY))
-                number = _number(found.get(FRA_TABLE)) or table
-                if priority in STANDARD_RULES:
-                    continue
-                key = (
-                    version,
-                    priority,
-                    number,
-                    _cidr(found.get(FRA_SRC), source_length),
-                    _cidr(found.get(FRA_DST), target_length),
-                    _number(found.get(FRA_FWMARK)),
-                    _number(found.get(FRA_FWMASK)),
-                    bytes(found.get(FRA_IIFNAME, b"")).rstrip(b"\0").decode(),
-                )
-                there[key] = f"priority {priority} table {number}"
-        return there
-
-
-class Tables(NamedTuple):
-    """What one namespace holds: devices by name, addresses as (device, address with prefix length) without the kernel's
-    own IPv6 ones, and the routes of all tables but the local one."""
-
-    devices: dict[str, Device]
-    addresses: tuple[tuple[str, str], ...]
-    routes: tuple[SeenRoute, ...]
-
-
-def read_tables(channel: Channel) -> Tables:
-    """Everything in the channel's namespace, whoever made it."""
-    reader = _Comparison("", (), channel)
-    routes = [
-        reader._route(body)
-        for family in (socket.AF_INET, socket.AF_INET6)
-        for body in channel.dump(RTM_GETROUTE, ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0))
-    ]
-    return Tables(
-        reader.devices,
-        tuple((str(key[0]), str(key[1])) for key in reader._addresses()),
-        tuple(route for route, flags in routes if route.table != LOCAL_TABLE and not flags & RTM_F_CLONED),
-    )
-
-
-def read_devices(channel: Channel) -> dict[str, Device]:
-    """Every device of the channel's namespace."""
-    found: dict[str, Device] = {}
-    for body in channel.dump(RTM_GETLINK, LINK.pack(0, 0, 0, 0, 0)):
-        _, _, index, flags, _ = LINK.unpack_from(body)
-        given = attributes(body, LINK.size)
-        info = attributes(given[IFLA_LINKINFO], 0) if IFLA_LINKINFO in given else {}
-        kind = bytes(info.get(IFLA_INFO_KIND, b"")).rstrip(b"\0").decode()
-        data = attributes(info[IFLA_INFO_DATA], 0) if IFLA_INFO_DATA in info else {}
-        slave = attributes(info[IFLA_INFO_SLAVE_DATA], 0) if IFLA_INFO_SLAVE_DATA in info else {}
-        name = bytes(given[IFLA_IFNAME]).rstrip(b"\0").decode()
-        found[name] = Device(
-            index,
-            bool(flags & IFF_UP),
-            _number(given.get(IFLA_MTU)),
-            _mac(given.get(IFLA_ADDRESS)),
-            _number(given.get(IFLA_MASTER)),
-            kind,
-            bool(slave and slave[IFLA_BRPORT_MODE][0]),
-            _tunnel(data) if kind == "vxlan" else (0, 0, "", 0, False),
-            (_end(data.get(IPTUN_LOCAL)), _end(data.get(IPTUN_REMOTE))) if kind == "ipip" else ("", ""),
-        )
-    return found
-
-
-def _tunnel(data: dict[int, memoryview]) -> tuple[int, int, str, int, bool]:
-    local = data.get(VXLAN_LOCAL, data.get(VXLAN_LOCAL6))
-    return (
-        _number(data.get(VXLAN_ID)),
-        int.from_bytes(data.get(VXLAN_PORT, b""), "big"),
-        str(ip_address(bytes(local))) if local is not None else "",
-        _number(data.get(VXLAN_LINK)),
-        bool(data.get(VXLAN_LEARNING, b"\0")[0]),
-    )
-
-
-def _end(raw: memoryview | None) -> str:
-    """An end of an IP-in-IP tunnel; empty for any."""
-    return str(ip_address(bytes(raw))) if raw is not None and any(raw) else ""
 
 
 def _device_of(key: Any) -> Any:
     """The device in the key of an address, route, neighbour or forwarding entry; some number for a policy rule."""
     return key.device if isinstance(key, SeenRoute) else key[0]
-
-
-def _number(raw: memoryview | None) -> int:
-    return int.from_bytes(raw, "little" if struct.pack("=H", 1)[0] else "big") if raw is not None else 0
-
-
-def _mac(raw: memoryview | None) -> str:
-    return bytes(raw).hex(":") if raw is not None else ""
-
-
-def _cidr(raw: memoryview | None, length: int) -> str:
-    return f"{ip_address(bytes(raw))}/{length}" if raw is not None else ""
 
 
 def _neighbour(item: AnyObject) -> tuple[str, str, str]:
@@ -587,8 +365,9 @@ def _files(items: Sequence[File], applier: Applier) -> list[str]:
 
 def _daemons(items: Sequence[Daemon], applier: Applier) -> list[str]:
     states = {(item.ns, item.name): item.state for item in applier.supervisor.status()}
+    words = {"died": "has died", None: "is not there"}
     return [
-        f"{item.ns}: {describe(item)} is {states.get((item.ns, item.name), 'not there')}"
+        f"{item.ns}: {describe(item)} {words.get(state, f'is {state}')}"
         for item in items
-        if states.get((item.ns, item.name)) != "running"
+        if (state := states.get((item.ns, item.name))) != "running"
     ]

@@ -8,7 +8,7 @@ from ipaddress import ip_address, ip_interface
 from emulator.cni.chain import Container
 from emulator.cni.netconf import at_least
 from emulator.cni.results import Interface, Ip, Result, Route
-from emulator.kernel.readback import Device, SeenRoute, Tables
+from emulator.kernel.tables import Device, SeenRoute, Tables
 
 MAIN_TABLE = 254
 INTERFACES_SINCE = "0.3.0"
