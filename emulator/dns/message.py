@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import struct
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from io import BytesIO
 from typing import NamedTuple
 
@@ -36,12 +36,14 @@ from emulator.dns.records import Answer, Labels, Rcode, Record, Soa, Srv
 
 HEADER = struct.Struct("!HHHHHH")
 LONGEST_NAME = 255  # bytes (RFC 1035, 2.3.4)
+RECORDS = 10_000  # remembered in the form that goes onto the wire
 SMALLEST_UDP = 512  # bytes of a message without EDNS (RFC 1035, 4.2.1)
 LARGEST = 65535
 
 _QR, _AA, _TC, _RD, _RA, _CD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080, 0x0010
 _IN = dns.rdataclass.IN
 _QUESTION = struct.Struct("!HH")  # type, class
+_LENGTHS = [bytes((length,)) for length in range(64)]  # before each label
 _FIXED = struct.Struct("!HHIH")  # type, class, TTL, length of the data
 _OPT = struct.Struct("!BHHIH")
 # dnspython's record classes have no types of their own
@@ -81,6 +83,7 @@ class Rr(NamedTuple):
     owner: dns.name.Name | None
     ttl: int
     rdata: dns.rdata.Rdata
+    data: bytes = b""  # of the record, uncompressed, if that is known already
 
 
 class Sections(NamedTuple):
@@ -312,12 +315,12 @@ def _option(query: Query, sections: Sections) -> bytes:
 
 
 def _bytes(rr: Rr, asked: dns.name.Name) -> bytes:
-    data = rr.rdata.to_wire() or b""
+    data = rr.data or rr.rdata.to_wire() or b""
     return _wire(rr.owner or asked) + _FIXED.pack(rr.rdata.rdtype, rr.rdata.rdclass, rr.ttl, len(data)) + data
 
 
 def _wire(name: dns.name.Name) -> bytes:
-    return name.to_wire() or b""
+    return b"".join([_LENGTHS[len(label)] + label for label in name.labels])
 
 
 def _compressed(query: Query, records: Iterable[Rr]) -> list[bytes]:
@@ -342,9 +345,11 @@ def _compressed(query: Query, records: Iterable[Rr]) -> list[bytes]:
     return rows
 
 
+@lru_cache(RECORDS)
 def _rr(record: Record) -> Rr:
     owner = dns.name.from_text(record.owner) if record.owner else None
-    return Rr(owner, record.ttl, _rdata(record.kind, record.data))
+    rdata = _rdata(record.kind, record.data)
+    return Rr(owner, record.ttl, rdata, rdata.to_wire() or b"")
 
 
 def _rdata(kind: str, data: str | Srv | Soa) -> dns.rdata.Rdata:
