@@ -90,6 +90,11 @@ class Network:
         )
         return {name: table[prefix] for name, table in tables.items() if prefix in table and name != origin.name}
 
+    def ways_to_block(self, block: str, origin: Node) -> dict[str, tuple[Path, ...]]:
+        """All paths to a block of ``origin`` that are as good as the best, by speaker."""
+        sessions = [each for each in self.sessions if family_of(each.local_address) == family_of(block)]
+        return spread(self.router_ids, sessions, block, [origin.name], self._exports)
+
     def ways_to_service(self, cidr: str) -> dict[str, tuple[Path, ...]]:
         """The best paths to a CIDR of Services, by speaker: all nodes that announce it are as good."""
         sessions = [each for each in self.sessions if family_of(each.local_address) == family_of(cidr)]
@@ -396,7 +401,12 @@ def router_bgp(cluster: Cluster, router: Machine, settings: Settings) -> Iterato
     yield from router_daemon(router, families)
     for node in cluster.nodes:
         for block in node.pod_ranges:
-            yield from _learned(network, router, block, node, f"block of {node.name}")
+            paths = network.ways_to_block(block, node).get(router.name, ())
+            if len(paths) > 1:
+                # Nodes of a mesh tell routers of one another's blocks, too, each with itself as the next hop.
+                yield from announced_route(router, block, paths, f"block of {node.name}, told by several nodes")
+            else:
+                yield from _learned(network, router, block, node, f"block of {node.name}")
     if network.services:
         yield from spreading(router, [family.version for family in families])
     for cidr, nodes in network.services.items():

@@ -81,38 +81,47 @@ def settle(
     pairs = _established(sessions, router_ids)
     tables: dict[str, dict[str, Path]] = {speaker: {} for speaker in router_ids}
     for prefix, origin in origins.items():
-        heard: defaultdict[str, dict[Session, Path]] = defaultdict(dict)
-        best: dict[str, Path] = {origin: Path("", originator=router_ids[origin])}
-        changed = {origin}
-        for _ in range(ROUNDS):
-            receivers: set[str] = set()
-            for here, there in pairs:
-                if here.local not in changed:
-                    continue
-                told = (
-                    _told(best.get(here.local), here, router_ids[here.local]) if exports(here.local, prefix) else None
-                )
-                taken = _taken(told, there, router_ids[there.local])
-                if heard[there.local].get(there) != taken:
-                    receivers.add(there.local)
-                    if taken is None:
-                        heard[there.local].pop(there, None)
-                    else:
-                        heard[there.local][there] = taken
-            changed = set()
-            for speaker in receivers - {origin}:
-                chosen = min(heard[speaker].values(), key=_rank, default=None)
-                if chosen != best.get(speaker):
-                    changed.add(speaker)
-                    if chosen is None:
-                        best.pop(speaker, None)
-                    else:
-                        best[speaker] = chosen
-            if not changed:
-                break
-        for speaker, path in best.items():
+        for speaker, path in _settled(router_ids, pairs, prefix, origin, exports)[0].items():
             tables[speaker][prefix] = path
     return tables
+
+
+def _settled(
+    router_ids: Mapping[str, str],
+    pairs: Sequence[tuple[Session, Session]],
+    prefix: str,
+    origin: str,
+    exports: Exports,
+) -> tuple[dict[str, Path], Mapping[str, Mapping[Session, Path]]]:
+    """For one prefix, by speaker: the best path, and every path that was heard."""
+    heard: defaultdict[str, dict[Session, Path]] = defaultdict(dict)
+    best: dict[str, Path] = {origin: Path("", originator=router_ids[origin])}
+    changed = {origin}
+    for _ in range(ROUNDS):
+        receivers: set[str] = set()
+        for here, there in pairs:
+            if here.local not in changed:
+                continue
+            told = _told(best.get(here.local), here, router_ids[here.local]) if exports(here.local, prefix) else None
+            taken = _taken(told, there, router_ids[there.local])
+            if heard[there.local].get(there) != taken:
+                receivers.add(there.local)
+                if taken is None:
+                    heard[there.local].pop(there, None)
+                else:
+                    heard[there.local][there] = taken
+        changed = set()
+        for speaker in receivers - {origin}:
+            chosen = min(heard[speaker].values(), key=_rank, default=None)
+            if chosen != best.get(speaker):
+                changed.add(speaker)
+                if chosen is None:
+                    best.pop(speaker, None)
+                else:
+                    best[speaker] = chosen
+        if not changed:
+            break
+    return best, heard
 
 
 def spread(
@@ -122,20 +131,22 @@ def spread(
     origins: Iterable[str],
     exports: Exports,
 ) -> dict[str, tuple[Path, ...]]:
-    """The equally good paths to a prefix that several speakers have of their own, by speaker, each next hop once: what
-    ``merge paths`` puts into the kernel. Speakers that have it themselves are left out."""
+    """The equally good paths to a prefix that one or several speakers have of their own, by speaker, each next hop
+    once: what ``merge paths`` puts into the kernel. Speakers that have it themselves are left out."""
     having = tuple(origins)
+    pairs = _established(sessions, router_ids)
     heard: defaultdict[str, list[Path]] = defaultdict(list)
     for origin in having:
-        for speaker, table in settle(router_ids, sessions, {prefix: origin}, exports).items():
-            if prefix in table and speaker not in having:
-                heard[speaker].append(table[prefix])
+        for speaker, paths in _settled(router_ids, pairs, prefix, origin, exports)[1].items():
+            if speaker not in having:
+                heard[speaker] += paths.values()
     found: dict[str, tuple[Path, ...]] = {}
-    for speaker, paths in heard.items():
-        least = min(len(path.as_path) for path in paths)
-        best = [path for path in paths if len(path.as_path) == least]
-        external = [path for path in best if not path.internal] or best
-        found[speaker] = tuple({path.next_hop: path for path in external}.values())
+    for speaker, known in heard.items():
+        least = min((len(path.as_path) for path in known), default=0)
+        best = [path for path in known if len(path.as_path) == least]
+        best = [path for path in best if not path.internal] or best
+        if best:
+            found[speaker] = tuple({path.next_hop: path for path in sorted(best, key=_rank)}.values())
     return found
 
 
