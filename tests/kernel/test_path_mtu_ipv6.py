@@ -1,7 +1,7 @@
 """The path MTU of masqueraded IPv6: a reply from outside that is larger than what a pod takes is lost once.
 
 No router splits an IPv6 packet (RFC 8200, section 5). The node says so to the sender, by the address that it
-masquerades with, and the sender remembers (RFC 8201); what was lost is for its protocol to send again, and UDP does not.
+masquerades with, and the sender remembers (RFC 8201); what was lost is for its protocol to send again: UDP does not.
 """
 
 from __future__ import annotations
