@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "exec": ("emulator.cli.exec", "Run a command in a pod or on a machine."),
     "logs": ("emulator.cli.logs", "Show what daemons and pod commands have printed."),
     "probe": ("emulator.cli.probe", "Ask whether one place reaches another."),
+    "policy": ("emulator.cli.policy", "Show who reaches whom under network policies, and why."),
     "trace": ("emulator.cli.trace", "Send one packet and follow it hop by hop."),
     "capture": ("emulator.cli.capture", "Capture packets at every hop to a pcapng file."),
     "fault": ("emulator.cli.fault", "Break something in a lab, or mend it."),

@@ -23,7 +23,7 @@ def _complete_topologies(ctx: click.Context, param: click.Parameter, incomplete:
     return names or [CompletionItem(incomplete, type="file")]
 
 
-def _complete_styles(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def complete_styles(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     from emulator.cni.styles import style_names
 
     head, comma, last = incomplete.rpartition(",")
@@ -59,12 +59,12 @@ lab: Decorator = click.option(
 as_json: Decorator = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 topology: Decorator = click.argument("topology", default="three-nodes", shell_complete=_complete_topologies)
 style: Decorator = click.option(
-    "--cni", "style", default="flannel", show_default=True, metavar="STYLE[:MODE]", shell_complete=_complete_styles,
+    "--cni", "style", default="flannel", show_default=True, metavar="STYLE[:MODE]", shell_complete=complete_styles,
     help="CNI style, such as flannel, flannel:host-gw, calico, conflist=FILE.",
 )  # fmt: skip
 styles: Decorator = click.option(
     "--cni", "styles", default="flannel,calico", show_default=True, metavar="STYLE,...",
-    shell_complete=_complete_styles, help="CNI styles to run under; `all` for every mode of each.",
+    shell_complete=complete_styles, help="CNI styles to run under; `all` for every mode of each.",
 )  # fmt: skip
 proxy: Decorator = click.option(
     "--proxy", metavar="MODE", default="", shell_complete=_complete_proxies,

@@ -21,7 +21,7 @@ def request_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--dont-fragment", is_flag=True, help="Set DF: too large packets are refused, not split."),
         click.option("--timeout", type=click.FloatRange(0.001, 60), default=1.0, show_default=True, help="Seconds."),
         click.option("--size", type=click.IntRange(0, 1_000_000), default=0, help="Payload bytes."),
-        click.option("--protocol", type=click.Choice(["icmp", "tcp", "udp"]), default=None,
+        click.option("--protocol", type=click.Choice(["icmp", "tcp", "udp", "sctp"]), default=None,
                      help="Default: a Service's own; else tcp if there is a port, or icmp."),
         click.argument("target", metavar="TO[:PORT]", shell_complete=options.complete_places),
         click.argument("source", metavar="FROM", shell_complete=options.complete_places),

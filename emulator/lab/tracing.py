@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from emulator.capture.model import Journey, Packet
 from emulator.lab.records import ProbeAnswer
 
-_PROTOCOLS = {"icmp": ("icmp", "icmpv6"), "tcp": ("tcp",), "udp": ("udp",)}
+_PROTOCOLS = {"icmp": ("icmp", "icmpv6"), "tcp": ("tcp",), "udp": ("udp",), "sctp": ("sctp",)}
 
 
 def sort_journeys(
