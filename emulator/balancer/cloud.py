@@ -28,7 +28,7 @@ from emulator.cni.bgp_fabric import gateway
 from emulator.cni.style import Style
 from emulator.errors import Unsupported, UserError
 from emulator.plan.addressing import contains, default_route, family_of, host_prefix, of_family
-from emulator.plan.model import Address, AnyObject, Family, NftTable, PolicyRule, Route
+from emulator.plan.model import Address, AnyObject, Family, NftChain, NftRules, PolicyRule, Route
 from emulator.proxy.endpoints import local_ready, targets
 
 COMPONENT = "cloud load balancer (stand-in)"
@@ -124,11 +124,11 @@ class Cloud:
                         why="the load balancer's address for "
                         + ", ".join(dict.fromkeys(service.key for service, _, known, _ in found if known == address)),
                     )
-            yield NftTable(
+            yield NftRules(
                 ns=machine.ns,
                 family="ip" if family == 4 else "ip6",
                 name=TABLE,
-                body=self._rules(family, addresses, found),
+                hooks=tuple(self._chains(family, addresses, found)),
                 component=COMPONENT,
                 why="sends connections to Services' addresses to their targets",
             )
@@ -163,45 +163,38 @@ class Cloud:
 
     # -- rules --------------------------------------------------------------------------------------------------
 
-    def _rules(
+    def _chains(
         self,
         family: Family,
         addresses: Sequence[str],
         found: Sequence[tuple[Service, ServicePort, str, tuple[Target, ...]]],
-    ) -> str:
+    ) -> Iterator[NftChain]:
         ip = "ip" if family == 4 else "ip6"
         every = f"{ip} daddr {{ {', '.join(addresses)} }}"
         passes = self.balancer.targets == "passthrough"
-        lines = ["\tchain allowed {", "\t\ttype filter hook prerouting priority -110; policy accept;"]
-        for service, port, address, _ in found:
-            if ranges := [cidr for cidr in service.source_ranges if family_of(cidr) == family]:
-                match = f"{ip} daddr {address} {port.protocol.lower()} dport {port.port}"
-                lines.append(f"\t\t{match} {ip} saddr != {{ {', '.join(ranges)} }} drop")
-        lines.append("\t}")
-        kind = "filter hook prerouting priority -109" if passes else "nat hook prerouting priority -100"
-        lines += ["\tchain listeners {", f"\t\ttype {kind}; policy accept;"]
+        allowed, listeners = [], []
         for service, port, address, chosen in found:
             protocol = port.protocol.lower()
             match = f"{ip} daddr {address} {protocol} dport {port.port}"
             comment = f'comment "{service.key}{f":{port.name}" if port.name else ""}"'
-            if chosen:
-                key = f"{ip} saddr" if service.affinity else f"{ip} saddr . {protocol} sport"
-                verdict = _to(ip, key, chosen, passes=passes)
-                lines.append(f"\t\t{match} {verdict} {comment}")
+            if ranges := [cidr for cidr in service.source_ranges if family_of(cidr) == family]:
+                allowed.append(f"{match} {ip} saddr != {{ {', '.join(ranges)} }} drop {comment}")
+            key = f"{ip} saddr" if service.affinity else f"{ip} saddr . {protocol} sport"
+            for index, each in enumerate(chosen):
+                picked = f" jhash {key} mod {len(chosen)} seed 0x1 {index}" if len(chosen) > 1 else ""
+                place = f"{each.address}:{each.port}" if ip == "ip" else f"[{each.address}]:{each.port}"
+                verdict = f"meta mark set {each.mark:#x} accept" if passes else f"dnat to {place}"
+                listeners.append(f"{match}{picked} {verdict} {comment}")
+        if allowed:
+            yield NftChain("allowed", tuple(allowed), hook="type filter hook prerouting priority -110")
         if passes:
-            lines.append(f"\t\t{every} drop")
-        lines.append("\t}")
-        if not passes:
-            lines += [
-                "\tchain silence {",
-                "\t\ttype filter hook input priority 0; policy accept;",
-                f"\t\t{every} drop",
-                "\t}",
-            ]
-            if not self.balancer.preserve_client_ip:
-                lines += ["\tchain sources {", "\t\ttype nat hook postrouting priority 100; policy accept;"]
-                lines += [f"\t\tct original {every} ct status dnat masquerade", "\t}"]
-        return "\n".join(lines) + "\n"
+            yield NftChain("listeners", (*listeners, f"{every} drop"), hook="type filter hook prerouting priority -109")
+            return
+        yield NftChain("listeners", tuple(listeners), hook="type nat hook prerouting priority -100")
+        yield NftChain("silence", (f"{every} drop",), hook="type filter hook input priority 0")
+        if not self.balancer.preserve_client_ip:
+            rule = f"ct original {every} ct status dnat masquerade"
+            yield NftChain("sources", (rule,), hook="type nat hook postrouting priority 100")
 
     def _ways(self, cluster: Cluster, machine: Machine, family: Family) -> Iterator[AnyObject]:
         for number, node in enumerate(cluster.nodes, FIRST_MARK):
@@ -237,20 +230,6 @@ class Cloud:
         known = [route.destination for route in machine.routes if route.destination != default_route(family_of(cidr))]
         known += [item.destination for item in self.style.router(cluster, machine) if isinstance(item, Route)]
         return any(contains(each, base) for each in known)
-
-
-def _to(ip: str, key: str, chosen: Sequence[Target], *, passes: bool) -> str:
-    """The end of a rule that picks one of the targets by the hash of ``key``."""
-    if passes:
-        if len(chosen) == 1:
-            return f"meta mark set {chosen[0].mark:#x} accept"
-        marks = ", ".join(f"{index} : {each.mark:#x}" for index, each in enumerate(chosen))
-        return f"meta mark set jhash {key} mod {len(chosen)} seed 0x1 map {{ {marks} }} accept"
-    if len(chosen) == 1:
-        address = chosen[0].address if ip == "ip" else f"[{chosen[0].address}]"
-        return f"dnat {ip} to {address}:{chosen[0].port}"
-    places = ", ".join(f"{index} : {each.address} . {each.port}" for index, each in enumerate(chosen))
-    return f"dnat {ip} to jhash {key} mod {len(chosen)} seed 0x1 map {{ {places} }}"
 
 
 def _device(machine: Machine, address: str) -> str:

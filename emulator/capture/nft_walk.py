@@ -166,6 +166,12 @@ class Nftables:
             case ["ct", "state", states, *_]:
                 listed = states.strip("{} ").replace(",", " ").split()
                 return ("new" in listed if self._new else None), 3, None
+            case ["ct", "original", *_]:
+                return None, 5, None
+            case ["ct", "status", *_]:
+                return None, 3, None
+            case ["jhash", *_] if "seed" in words:  # which target the hash picks is not worked out
+                return None, words.index("seed") + 3, None
             case ["fib", ("daddr" | "saddr") as which, "type", "local", *_]:
                 address = seen.target if which == "daddr" else seen.source
                 return (address in seen.local if seen.local else None), 4, None
