@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from emulator.cluster.assemble import assemble
+from emulator.cluster.manifests import validate_objects
+from emulator.cluster.topology import parse_topology
+from emulator.cni.styles import load_style
+from emulator.kernel import rulesets
 from emulator.kernel.applier import Applier
 from emulator.kernel.readback import differences
+from emulator.kernel.rule_tools import run_tool
+from emulator.plan.build import build
 from emulator.plan.diff import diff
 from emulator.plan.model import AnyObject, Chain, Family, IpSet, IptablesRules, Namespace, Plan
+from emulator.policy.enforcement import enforce
+from emulator.policy.felix_endpoints import host_device
 from emulator.policy.felix_policies import policy_chain
 from emulator.policy.felix_rules import ipset_name
-from tests.golden.felix_constructs import CONSTRUCTS, OWN, planned
+from tests.golden.felix_constructs import CONSTRUCTS, OWN, SITE, TOPOLOGY, planned, pod, policy
 
 pytestmark = [pytest.mark.sandbox(timeout=180), pytest.mark.requires("iptables", "iptables-restore", "ipset")]
 
@@ -55,15 +66,68 @@ def test_the_rules_of_calicos_own_policies_load(applier: Applier) -> None:
     families: tuple[Family, ...] = (4, 6)
     for family in families:
         chains: list[Chain] = []
-        for number, policy in enumerate(OWN.values()):
+        for number, one in enumerate(OWN.values()):
             for direction in ("ingress", "egress"):
-                made = policy_chain(policy, direction, family)
+                made = policy_chain(one, direction, family)
                 chains.append(Chain(f"{made.chain.name}.{number}", made.chain.rules))
                 for ref in made.sets:
-                    one = IpSet(ns=NODE, name=ipset_name(family, ref.name), type=ref.type, family=family, members=())
-                    objects[one.key] = one
+                    name = ipset_name(family, ref.name)
+                    empty = IpSet(ns=NODE, name=name, type=ref.type, family=family, members=())
+                    objects[empty.key] = empty
         rules = IptablesRules(ns=NODE, family=family, table="filter", owner="felix", chains=tuple(chains))
         objects[rules.key] = rules
     wanted = plan(tuple(objects.values()))
     applier.apply(diff(None, wanted))
     assert differences(wanted, applier) == []
+
+
+@pytest.mark.requires("veth", "vxlan")
+def test_a_new_pods_rules_are_in_force_before_its_device_is_there(
+    applier: Applier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    style = load_style("canal")
+    topology = style.prepare(parse_topology(re.sub(r', "fd00[^"]*"', "", TOPOLOGY), "two.yaml"))
+    enforcer, ipam = style.enforcer("faithful"), style.ipam(topology)
+    assert enforcer is not None
+    deny = policy("deny", podSelector={"matchLabels": {"app": "new"}})
+    before = assemble(topology, validate_objects([*SITE, deny]), ipam)
+    first = enforce(enforcer, before)
+    held = build(before, style, enforcer=first)
+    applier.apply(diff(None, held))
+    after = assemble(topology, validate_objects([*SITE, deny, pod("new", "n1")]), ipam, before)
+    wanted = build(after, style, enforcer=enforce(enforcer, after, first), previous=(before, held))
+    (new,) = [one for one in after.pods if one.name == "new"]
+    device, make = host_device(new), applier.wiring.make
+    seen: dict[str, str] = {}
+
+    def watched(*args: Any) -> None:
+        machine = applier.net.get("n1")
+        seen["rules"] = machine.cmd(f"iptables -S cali-tw-{device}; iptables -S cali-to-wl-dispatch")
+        seen["device"] = machine.cmd(f"ip link show {device}")
+        make(*args)
+
+    monkeypatch.setattr(applier.wiring, "make", watched)
+    applier.apply(diff(held, wanted))
+    assert "does not exist" in seen["device"]
+    assert "End of tier default. Drop if no policies passed packet" in seen["rules"]
+    assert f"-o {device} " in applier.net.get("n1").cmd("iptables -S")
+    assert differences(wanted, applier) == []
+
+
+def test_members_of_a_set_come_and_go_without_the_others_leaving(
+    applier: Applier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relabelled pod costs one line for ipset, in a set that stays the same set."""
+    first = plan((IpSet(ns=NODE, name="s", type="hash:net", family=4, members=("10.0.0.1", "10.0.0.2")),))
+    second = plan((IpSet(ns=NODE, name="s", type="hash:net", family=4, members=("10.0.0.2", "10.0.0.3")),))
+    applier.apply(diff(None, first))
+    fed: list[str] = []
+
+    def recording(argv: tuple[str, ...], text: str, *rest: Any) -> str:
+        fed.append(text)
+        return run_tool(argv, text, *rest)
+
+    monkeypatch.setattr(rulesets, "run_tool", recording)
+    applier.apply(diff(first, second))
+    assert "".join(fed).splitlines() == ["add s 10.0.0.3 -exist", "del s 10.0.0.1 -exist"]
+    assert differences(second, applier) == []
