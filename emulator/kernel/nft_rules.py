@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import msgspec
 
 from emulator.errors import ApplyError, CnilabError, Unsupported
-from emulator.kernel.nft_listing import parse
+from emulator.kernel.nft_chains import ChainReader
 from emulator.plan.describe import describe
 from emulator.plan.model import NftRules
 from emulator.plan.nftables import PARTS_AT_ONCE, Transaction, interrupted, transactions
@@ -172,15 +172,14 @@ def _error(ns: str, item: NftRules | None, refused: _Refused) -> ApplyError:
 def lost(item: NftRules) -> list[str]:
     """The base chains, and those that all parts are reached by, that are gone or hold another number of rules.
 
-    Costs some milliseconds for each, whatever the number of Services: for a look now and then. (One run of nft for all
-    does not work: it reads only the last chain that it is asked for.)
+    Costs microseconds for each, whatever the number of Services: for a look now and then.
     """
     found = []
-    for chain in (*item.hooks, *item.frame.chains):
-        text = _ask(("nft", "-s", "list", "chain", item.family, item.name, chain.name))
-        wanted = len(chain.rules) + bool(chain.hook) + bool(chain.comment)
-        if len(parse(text).chains.get(chain.name, ())) != wanted:
-            found.append(chain.name)
+    with ChainReader() as reader:
+        for chain in (*item.hooks, *item.frame.chains):
+            hooked = reader.hooked(item.family, item.name, chain.name)
+            if hooked is not bool(chain.hook) or reader.rules(item.family, item.name, chain.name) != len(chain.rules):
+                found.append(chain.name)
     return found
 
 

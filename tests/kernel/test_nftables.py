@@ -132,7 +132,15 @@ def test_meddling_is_noticed_and_a_new_load_repairs_it(meddling: str, words: str
 
 @pytest.mark.parametrize(
     "meddling",
-    ["flush ruleset", "flush chain ip kube-proxy services", "delete chain ip6 kube-proxy nat-output"],
+    [
+        "flush ruleset",
+        "flush chain ip kube-proxy services",
+        "add rule ip kube-proxy services counter",
+        "delete chain ip6 kube-proxy nat-output",
+        # The same rule in a chain that no packet comes to
+        "delete chain ip kube-proxy nat-output ; add chain ip kube-proxy nat-output ; "
+        "add rule ip kube-proxy nat-output jump services",
+    ],
 )
 def test_lost_chains_are_put_back_by_the_look_now_and_then(meddling: str, rulesets: Rulesets) -> None:
     before, _ = tables(CONSTRUCTS["cluster-ip"])
