@@ -130,6 +130,14 @@ def test_meddling_is_noticed_and_a_new_load_repairs_it(meddling: str, words: str
     assert differences({NODE: before}, rulesets) == []
 
 
+# The same rule in a chain that no packet comes to
+UNHOOKED = """
+delete chain ip kube-proxy nat-output
+add chain ip kube-proxy nat-output
+add rule ip kube-proxy nat-output jump services
+"""
+
+
 @pytest.mark.parametrize(
     "meddling",
     [
@@ -137,9 +145,7 @@ def test_meddling_is_noticed_and_a_new_load_repairs_it(meddling: str, words: str
         "flush chain ip kube-proxy services",
         "add rule ip kube-proxy services counter",
         "delete chain ip6 kube-proxy nat-output",
-        # The same rule in a chain that no packet comes to
-        "delete chain ip kube-proxy nat-output ; add chain ip kube-proxy nat-output ; "
-        "add rule ip kube-proxy nat-output jump services",
+        UNHOOKED,
     ],
 )
 def test_lost_chains_are_put_back_by_the_look_now_and_then(meddling: str, rulesets: Rulesets) -> None:
@@ -148,7 +154,7 @@ def test_lost_chains_are_put_back_by_the_look_now_and_then(meddling: str, rulese
     assert rulesets.repair(before) == []
 
     with inside(netns_path(NODE)):
-        subprocess.run(["nft", *meddling.split()], check=True)
+        subprocess.run(["nft", "-f", "-"], input=meddling, text=True, check=True)
     told = rulesets.repair(before)
 
     assert any("nftables table" in line and "was gone" in line for line in told), told
