@@ -19,7 +19,7 @@ from emulator.policy.enforcer import Deviation, OnEveryNode, PolicyMode
 from emulator.policy.flow import Flow
 from emulator.policy.kube_router_chains import COMPONENT, LocalPod, firewall, pod_chain, policy_chain
 from emulator.policy.kube_router_policy import QUIRKS, TYPES, PolicyChain, Quirk, Translated, pod_sets, translate
-from emulator.policy.kube_router_verdict import passes
+from emulator.policy.kube_router_verdict import Judge
 from emulator.policy.model import DIRECTIONS, Policy, PolicyKind
 
 BRIDGE = "kube-bridge"
@@ -76,6 +76,7 @@ class KubeRouterPolicies(OnEveryNode):
         self.mode = mode
         self._quirks: frozenset[Quirk] = QUIRKS if mode == "faithful" else frozenset()
         self._compiled: Compiled | None = None
+        self._judge: Judge | None = None
         self._pods: dict[str, Pod] = {}
         self._policies: dict[tuple[str, Family], _Known] = {}
         self._chains: dict[LocalPod, tuple[object, Chain]] = {}  # of pods, each with what it was written from
@@ -186,10 +187,12 @@ class KubeRouterPolicies(OnEveryNode):
                     yield _told(quirk, policy.key)
 
     def deviates(self, compiled: Compiled, flow: Flow, *, allowed: bool) -> Deviation | None:
-        if passes(compiled, flow, self._quirks) == allowed:
+        if self._judge is None or self._judge.compiled is not compiled:
+            self._judge = Judge(compiled)
+        if self._judge.passes(flow, self._quirks) == allowed:
             return None
         for quirk in sorted(self._quirks):
-            if passes(compiled, flow, self._quirks - {quirk}) == allowed:
+            if self._judge.passes(flow, self._quirks - {quirk}) == allowed:
                 return _told(quirk)
         return Deviation("several of kube-router's deviations together", source=_SOURCE)
 

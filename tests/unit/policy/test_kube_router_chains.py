@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from emulator.policy.kube_router_chains import LONGEST_COMMENT, LocalPod, firewall
 from emulator.plan.iptables import rule_text
 from emulator.plan.model import IptablesRules
+from emulator.policy.kube_router_chains import LONGEST_COMMENT, LocalPod, firewall
 
 POD = LocalPod("default", "web", "10.244.1.2")
 
