@@ -79,9 +79,10 @@ def deviation_of(
 
 
 def _egress_allows(compiled: Compiled, flow: Flow) -> bool:
-    """What the source's egress policies say of a flow to its own node, as of any other address."""
-    far = msgspec.structs.replace(flow.destination, kind="external")
-    return judge(compiled, msgspec.structs.replace(flow, destination=far), "egress").allowed
+    """What the source's egress policies say of a flow to its own node, as if it were another."""
+    moved = msgspec.structs.replace(compiled.pods[flow.source.name], node="")
+    seen = msgspec.structs.replace(compiled, pods={**compiled.pods, flow.source.name: moved})
+    return judge(seen, flow, "egress").allowed
 
 
 def _without(compiled: Compiled, kinds: Collection[PolicyKind]) -> Compiled:

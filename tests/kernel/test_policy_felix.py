@@ -333,3 +333,13 @@ def test_nobody_but_felix_has_rules_named_as_felixs(lab: Lab) -> None:
         if isinstance(item, IptablesRules) and any(chain.name.startswith("cali-") for chain in item.chains)
     }
     assert owners == {"felix"}
+
+
+def test_in_spec_mode_a_pod_reaches_its_own_node_whatever_its_egress_policies_say(tmp_path: Path) -> None:
+    with Lab(topology(tmp_path, "calico"), "calico", policy_mode="spec") as spec:
+        spec.apply(*NAMESPACES, *PODS, policy("deny", policyTypes=["Ingress", "Egress"]))
+        for family in families(spec):
+            assert spec.probe("shop/web", "n1", protocol="icmp", timeout=DEADLINE, family=family).reached
+            assert not spec.probe("shop/web", "n2", protocol="icmp", timeout=DEADLINE, family=family).reached
+        check(spec, [], [WEB_API, WEB_DB, PROBE_WEB])
+        assert spec.verify() == []
