@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from benchmarks.figures import Figure, machine
-from benchmarks.first_packet_report import POSITIONS, as_table, plot, summary, verdicts
+from benchmarks.first_packet_report import POSITIONS, as_table, plot, summary, verdicts, with_result
 from benchmarks.services import manifests
 from emulator.cluster.assemble import assemble
 from emulator.cluster.manifests import parse
@@ -278,7 +278,11 @@ def main() -> int:
         (options.out / "first-packet.json").write_text(json.dumps(result, separators=(",", ":")) + "\n")
     cells = summary(result)
     told = verdicts(cells)
-    print(as_table(result, cells), "", *[f"- {line}" for _, line in told], sep="\n")
+    text = "\n".join([as_table(result, cells), "", *[f"- {line}." for _, line in told]])
+    print(text)
+    page = options.out / "README.md"
+    if page.exists():
+        page.write_text(with_result(page.read_text(encoding="utf-8"), text), encoding="utf-8")
     for path in plot(result, cells, options.out):
         print(f"wrote {path}", file=sys.stderr)
     return 0 if all(holds for holds, _ in told) else 1

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from benchmarks.figures import describe
 
 RESAMPLES = 2_000
+MARKS = ("<!-- result -->", "<!-- /result -->")
 POSITIONS = ("first", "middle", "last", "any")
 COLOURS = {
     "no proxy": "#777777",
@@ -91,6 +92,13 @@ def as_table(result: dict[str, Any], cells: Cells) -> str:
                      f"{direct.median:.1f} | {direct.p99:.1f} |")  # fmt: skip
     lines += [f"| {mode} | | not measured: {reason} | | | | | |" for mode, reason in result["absent"].items()]
     return "\n".join(lines)
+
+
+def with_result(page: str, text: str) -> str:
+    """The page with ``text`` between its two marks; a page without them stays as it is."""
+    before, opening, rest = page.partition(MARKS[0])
+    _, closing, after = rest.partition(MARKS[1])
+    return f"{before}{opening}\n\n{text}\n\n{closing}{after}" if closing else page
 
 
 def verdicts(cells: Cells) -> list[tuple[bool, str]]:
