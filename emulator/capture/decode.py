@@ -31,7 +31,8 @@ BARE_PORT = 8285  # flannel's udp backend, at both ends: the IP packet stands in
 VXLAN_PORTS = {8472: "vxlan", 4789: "vxlan", 6784: "vxlan"}  # flannel and the kernel's default, IANA, Weave
 VLAN_TAGS = (0x8100, 0x88A8, 0x9100)
 EXTENSION_HEADERS = (0, 43, 60, 51)  # hop-by-hop, routing, destination options, authentication
-PROTOCOLS = {1: "icmp", 2: "igmp", 6: "tcp", 17: "udp", 58: "icmpv6"}
+PROTOCOLS = {1: "icmp", 2: "igmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
+_SCTP_CHUNKS = {0: "DATA", 1: "INIT", 2: "INIT ACK", 3: "SACK", 6: "ABORT", 7: "SHUTDOWN", 10: "COOKIE ECHO"}
 
 _IPV4 = struct.Struct("!BBHHHBBH4s4s")
 _TCP = struct.Struct("!HHIIBBHHH")
@@ -221,6 +222,8 @@ def _transport(frame: bytes, ip: int, at: int, end: int, protocol: int, fields: 
         _tcp(frame, at, end, fields)
     elif protocol == 17 and available >= 8:
         _udp(frame, ip, at, end, fields)
+    elif protocol == 132 and available >= 16:
+        _sctp(frame, at, end, fields)
     elif protocol == 1 and available >= 8:
         _icmp(frame, at, end, fields)
     elif protocol == 2 and available >= 8:
@@ -250,6 +253,19 @@ def _tcp(frame: bytes, at: int, end: int, fields: _Fields) -> None:
         payload=size,
         digest=_digest(frame[payload:end]),
         summary=f"TCP {source} → {target} [{names}]" + (f" {size} bytes" if size else ""),
+    )
+
+
+def _sctp(frame: bytes, at: int, end: int, fields: _Fields) -> None:
+    """The common header and the first chunk's type (RFC 9260, 3)."""
+    source, target = struct.unpack_from("!HH", frame, at)
+    chunk = frame[at + 12]
+    fields.update(
+        source_port=source,
+        target_port=target,
+        payload=end - at - 12,
+        digest=_digest(frame[at + 12 : end]),
+        summary=f"SCTP {source} → {target} [{_SCTP_CHUNKS.get(chunk, f'chunk {chunk}')}]",
     )
 
 
@@ -380,7 +396,7 @@ def _quote(frame: bytes, at: int, version: int, fields: _Fields) -> None:
     else:
         _ipv6(frame, at, quoted)
     del quoted["_quoted"]
-    if quoted.get("protocol") in ("tcp", "udp") and not quoted.get("source_port") and len(frame) - at >= 28:
+    if quoted.get("protocol") in ("tcp", "udp", "sctp") and not quoted.get("source_port") and len(frame) - at >= 28:
         # Only 8 bytes of TCP need to be quoted (RFC 792): its ports and sequence number.
         start = at + (frame[at] & 15) * 4 if version == 4 else at + 40
         if len(frame) - start >= 8:

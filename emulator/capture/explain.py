@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from emulator.capture.denial import Denial, Openings, as_seen, denial
 from emulator.capture.model import Hop, Journey, Packet, Reason
-from emulator.capture.nat import dropper, translation
+from emulator.capture.nat import translation
 from emulator.capture.planned import Index, Planned, Way, plain
-from emulator.capture.rule_walk import Culprit, Seen
+from emulator.capture.rule_walk import Culprit
 from emulator.plan.describe import describe
 from emulator.plan.iptables import rule_text
 from emulator.plan.model import (
@@ -44,11 +45,14 @@ def explain(journeys: Iterable[Journey], plan: Plan) -> list[Journey]:
     index = Index(plan)
     translations: dict[tuple[str, Translation], Reason] = {}
     explained = []
+    openings = Openings()
     for journey in journeys:
         hops, copies = _on_path(journey, index)
         told = tuple(_with_reasons(hop, _reasons(number, hops, index, translations)) for number, hop in enumerate(hops))
         owner = index.owners.get(hops[-1].packet.target, "")
-        ending = _verdict(hops, index, owner) if owner and journey.kind != "neighbour" else ""
+        new = openings.opens(hops[-1].packet)
+        ending = _verdict(hops, index, owner, new=new) if owner and journey.kind != "neighbour" else ""
+        openings.note(hops)
         explained.append(Journey(journey.id, told, journey.kind, journey.about, journey.verdict or ending, copies))
     return explained
 
@@ -57,13 +61,14 @@ def verdict(journey: Journey, plan: Plan, target_ns: str) -> str:
     """``delivered``, or where the packet was last seen, with the plan's reason if it has one."""
     index = Index(plan)
     hops, _ = _on_path(journey, index)
-    return _verdict(hops, index, target_ns)
+    return _verdict(hops, index, target_ns, new=Openings().opens(hops[-1].packet))
 
 
-def _verdict(hops: Sequence[Hop], index: Index, target_ns: str) -> str:
+def _verdict(hops: Sequence[Hop], index: Index, target_ns: str, *, new: bool) -> str:
     last = hops[-1]
     if last.ns == target_ns and (last.direction == "in" or len({hop.ns for hop in hops}) == 1):
-        return "delivered"
+        stopped = denial(hops, index, new=True) if new else None
+        return "delivered" if stopped is None else f"stopped at {last.ns}: {_denied(stopped)}"
     ending = f"last seen at {last.ns} {last.device} ({last.direction})"
     if last.direction == "out" or last.packet.tunnel is not None:
         return ending
@@ -79,40 +84,12 @@ def _verdict(hops: Sequence[Hop], index: Index, target_ns: str) -> str:
         return f"{ending}: {describe(missed)}: {missed.why}; the longer route to {last.packet.target} is missing"
     if last.packet.ttl == 1 and last.packet.target not in machine.addresses:
         return f"{ending}: its TTL was used up"
-    culprit = _dropper(last, machine)
-    return f"{ending}: {culprit.subject}: {culprit.why}" if culprit is not None else ending
+    stopped = denial(hops, index, new=new)
+    return f"{ending}: {_denied(stopped)}" if stopped is not None else ending
 
 
-def _dropper(last: Hop, machine: Planned) -> Reason | None:
-    """The rule that dropped a packet on its way through a machine, if that is certain."""
-    packet = last.packet
-    if packet.target in machine.addresses or not packet.version:
-        return None
-    way = machine.way(packet, packet.source, last.device, "")
-    leaves = way.item.device if way is not None else ""
-    back = machine.best(packet.source)
-    seen = _seen(packet, machine, last.device, leaves)._replace(returns=back is not None and back.device == last.device)
-    culprit = dropper(machine.ruleset, seen, new=_opens(packet))
-    return _rule(culprit) if culprit is not None else None
-
-
-def _seen(packet: Packet, machine: Planned, entered: str, leaves: str) -> Seen:
-    return Seen(
-        packet.version,
-        packet.protocol,
-        packet.source,
-        packet.target,
-        packet.source_port,
-        packet.target_port,
-        entered,
-        leaves,
-        machine.addresses,
-    )
-
-
-def _opens(packet: Packet) -> bool:
-    """Whether nothing of the packet's connection can have gone before it."""
-    return packet.tcp_flags == "SYN"
+def _denied(stopped: Denial) -> str:
+    return f"{stopped.place}: {stopped.text}: {stopped.why}"
 
 
 def _on_path(journey: Journey, index: Index) -> tuple[tuple[Hop, ...], int]:
@@ -325,7 +302,7 @@ def _translated(
     if undone is not None:
         return [Reason(undone.subject, "conntrack", f"a reply is translated back: {undone.why}")]
     reasons = []
-    seen = _seen(old, machine, entered, hop.device)
+    seen = as_seen(old, machine, entered, hop.device)
     who = translation(machine.ruleset, seen, new.target, new.target_port, new.source)
     if who.target is not None:
         reasons.append(_rule(who.target))

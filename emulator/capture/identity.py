@@ -32,7 +32,7 @@ _V6 = struct.Struct("!IHBB")
 _TCP = struct.Struct("!IIBB")
 _ICMP_ERRORS = {1: (3, 5, 11, 12), 58: (1, 2, 3, 4)}
 _BARE = struct.pack("!HH", BARE_PORT, BARE_PORT)
-PORTS = {6: 20, 17: 8, 1: 8, 58: 8}  # the header that a first fragment holds: NAT may change it
+PORTS = {6: 20, 17: 8, 1: 8, 58: 8, 132: 12}  # the header that a first fragment holds: NAT may change it
 
 
 class Piece(NamedTuple):
@@ -159,6 +159,8 @@ def _key(frame: bytes, kind: int, protocol: int, ident: int, fragment: int, l4: 
     if protocol == 6:
         sequence, acknowledged, offset, flags = _TCP.unpack_from(frame, l4 + 4)
         return (kind, 6, ident, sequence, acknowledged, flags, size - (offset >> 4) * 4)
+    if protocol == 132:  # ports and, with them, the checksum may change; the verification tag does not
+        return (kind, 132, ident, size, frame[l4 + 4 : l4 + 8], crc32(frame[l4 + 12 : end]))
     if protocol == 17:
         return (kind, 17, ident, size, crc32(frame[l4 + 8 : end]))
     if protocol in _ICMP_ERRORS:

@@ -28,10 +28,30 @@ _LONG = {
     "--goto": "-g",
     "--sport": "--source-port",
     "--dport": "--destination-port",
+    "--sports": "--source-ports",
+    "--dports": "--destination-ports",
     "--match": "-m",
     "--state": "--ctstate",
 }
 _PROTOCOLS = {"1": "icmp", "6": "tcp", "17": "udp", "58": "icmpv6", "ipv6-icmp": "icmpv6", "132": "sctp"}
+# iptables-extensions(8), of icmp and icmp6: those that policy enforcers write
+_ICMP_TYPES = {
+    (4, "echo-request"): "8",
+    (4, "echo-reply"): "0",
+    (4, "destination-unreachable"): "3",
+    (4, "time-exceeded"): "11",
+    (6, "echo-request"): "128",
+    (6, "echo-reply"): "129",
+    (6, "destination-unreachable"): "1",
+    (6, "packet-too-big"): "2",
+    (6, "time-exceeded"): "3",
+    (6, "router-solicitation"): "133",
+    (6, "router-advertisement"): "134",
+    (6, "neighbor-solicitation"): "135",
+    (6, "neighbor-advertisement"): "136",
+    (6, "neighbour-solicitation"): "135",
+    (6, "neighbour-advertisement"): "136",
+}
 # Options without a value. Whether a client is remembered, a capture does not show.
 _SWITCHES = (
     "--random-fully",
@@ -42,7 +62,7 @@ _SWITCHES = (
     "--save-mark",
     "--validmark",
 )
-_OPEN_SWITCHES = ("--invert", "--rcheck", "--update", "--reap", "--rttl", "--return-nomatch", "--syn", "--vaddr")
+_OPEN_SWITCHES = ("--physdev-is-bridged", "--invert", "--rcheck", "--update", "--reap", "--rttl", "--return-nomatch", "--syn", "--vaddr")
 _OPTIONS_OF_TARGETS = (
     "--to-source",
     "--to-destination",
@@ -114,9 +134,11 @@ class Iptables:
             if chain in proxy.tables[self.table]:
                 yield from self._lines(proxy, chain, seen)
                 return
-        # -I puts the latest first, -A the latest last; a proxy's jumps stand below those that others put first.
+        # -I puts the latest owner first, its own in their order (emulator.plan.iptables), -A the latest last; a proxy's
+        # jumps stand below those that others put first.
         jumps = [(each, jump) for each in self._owned for jump in each.jumps if jump.chain == chain]
-        first = [pair for pair in reversed(jumps) if pair[1].position == "insert"]
+        last_owner_first = [(each, jump) for each in reversed(self._owned) for jump in each.jumps]
+        first = [pair for pair in last_owner_first if pair[1].chain == chain and pair[1].position == "insert"]
         middle = [
             (each, jump) for each in self._proxies for jump in each.jumps.get(self.table, ()) if jump.chain == chain
         ]
@@ -199,6 +221,10 @@ class Iptables:
             case "--ctstate":
                 # Only what opens a connection meets the nat table.
                 return "NEW" in value.split(",") if self._new or self.table == "nat" else None
+            case "--physdev-is-bridged":
+                return seen.bridged
+            case "--icmp-type" | "--icmpv6-type":
+                return _icmp(seen, value)
             case "--invert":  # of the rpfilter match
                 return None if seen.returns is None else not seen.returns
             case "--match-set" if len(values) == 2:
@@ -218,6 +244,9 @@ class Iptables:
         if found is None or first not in ends:
             return None
         address, port = ends[first]
+        if kind == "list:set":
+            within = [self._member(member, which, seen) for member in found.members]
+            return True if True in within else None if None in within else False
         if kind == "hash:ip,port" and second == first:
             return f"{address},{seen.protocol}:{port}" in found.members
         if kind not in ("hash:net", "hash:ip") or second:
@@ -337,6 +366,16 @@ def _in_set(address: str, members: Sequence[str]) -> bool:
         if _within(address, member.partition(" ")[0])
     ]
     return max(lengths)[1] if lengths else False
+
+
+def _icmp(seen: Seen, wanted: str) -> bool | None:
+    """An ICMP type by its name or number, with a code behind a slash."""
+    if seen.icmp is None:
+        return False
+    number, _, code = _ICMP_TYPES.get((seen.version, wanted), wanted).partition("/")
+    if not number.isdigit() or (code and not code.isdigit()):
+        return None
+    return seen.icmp[0] == int(number) and (not code or seen.icmp[1] == int(code))
 
 
 def _one_of_ports(port: int, wanted: str) -> bool | None:

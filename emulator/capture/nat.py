@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from emulator.capture.iptables_walk import Iptables, start
 from emulator.capture.nft_walk import Nftables
@@ -60,22 +60,26 @@ def translation(ruleset: Ruleset, seen: Seen, target: str, target_port: int, sou
     return Translation(dnat, snat, table)
 
 
-def dropper(ruleset: Ruleset, seen: Seen, *, new: bool = False) -> Culprit | None:
-    """The rule that surely drops ``seen`` on its way through a machine that routes it; None where that is open.
+def dropper(
+    ruleset: Ruleset, seen: Seen, *, new: bool = False, hook: Literal["FORWARD", "INPUT", "OUTPUT"] = "FORWARD"
+) -> Culprit | None:
+    """The rule that surely drops ``seen`` on its way through a machine that routes it (``hook`` FORWARD), into it
+    (INPUT) or out of it (OUTPUT); None where that is open.
 
     ``new``: it is known to open its connection.
     """
     marks = {Mark()}
-    for table, hook in (("raw", "PREROUTING"), ("mangle", "PREROUTING"), ("mangle", "FORWARD"), ("filter", "FORWARD")):
-        arrives = seen if hook == "FORWARD" else seen._replace(leaves="")
+    early = [("raw", "PREROUTING"), ("mangle", "PREROUTING")] if hook != "OUTPUT" else [("raw", "OUTPUT")]
+    for table, at in (*early, ("mangle", hook), ("filter", hook)):
+        arrives = seen if at != "PREROUTING" else seen._replace(leaves="")
         rules = Iptables(table, seen.version, ruleset.owned, ruleset.proxies, ruleset.sets, new=new)  # type: ignore[arg-type]
-        ends = Walk(rules, arrives).hook(hook, marks)
+        ends = Walk(rules, arrives).hook(at, marks)
         if {end.kind for end in ends} == {"drop"}:
             return _only(ends, "drop")
         if any(end.kind == "drop" for end in ends):
             return None
         marks = {end.mark for end in ends}
-    ends = Walk(Nftables("filter", seen.version, ruleset.structured, new=new), seen).hook("FORWARD", marks)
+    ends = Walk(Nftables("filter", seen.version, ruleset.structured, new=new), seen).hook(hook, marks)
     return _only(ends, "drop") if {end.kind for end in ends} == {"drop"} else None
 
 

@@ -38,7 +38,8 @@ class Mark(NamedTuple):
 class Seen(NamedTuple):
     """A packet as a hook saw it. Devices are empty where there is none (``entered`` at OUTPUT). ``local`` are the
     machine's own addresses. ``returns``: an answer would leave by the device that the packet came in by; None if that
-    is not known."""
+    is not known. ``bridged``: it goes from port to port of a bridge, likewise. ``icmp`` are an ICMP message's type and
+    code."""
 
     version: int
     protocol: str
@@ -50,6 +51,8 @@ class Seen(NamedTuple):
     leaves: str
     local: Set[str] = frozenset()
     returns: bool | None = None
+    bridged: bool | None = None
+    icmp: tuple[int, int] | None = None
 
 
 class Culprit(NamedTuple):

@@ -18,6 +18,7 @@ from scapy.layers.inet6 import (
     IPv6ExtHdrHopByHop,
 )
 from scapy.layers.l2 import ARP, Dot1Q, Ether
+from scapy.layers.sctp import SCTP, SCTPChunkInit, SCTPChunkInitAck
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet as Layer
 from scapy.packet import Raw
@@ -61,7 +62,10 @@ SUMMARIES: list[tuple[Layer, str]] = [
     (ETHER / V6 / ICMPv6ND_NS(tgt="fd00::9"), "ICMPv6 neighbour solicitation for fd00::9"),
     (ETHER / ARP(op=1, psrc="10.0.0.1", pdst="10.0.0.2"), "ARP who has 10.0.0.2? tell 10.0.0.1"),
     (ETHER / ARP(op=2, hwsrc=A, psrc="10.0.0.1", pdst="10.0.0.2"), f"ARP 10.0.0.1 is at {A}"),
-    (ETHER / IP(proto=132) / b"1234", "IP protocol 132"),
+    (ETHER / IP(proto=132) / b"1234", "SCTP, cut short"),
+    (ETHER / V4 / SCTP(sport=1000, dport=9999) / SCTPChunkInit(init_tag=7), "SCTP 1000 → 9999 [INIT]"),
+    (ETHER / V4 / SCTP(sport=9999, dport=1000) / SCTPChunkInitAck(init_tag=7), "SCTP 9999 → 1000 [INIT ACK]"),
+    (ETHER / IP(proto=33) / b"1234", "IP protocol 33"),
     (Ether(src=A, dst=B, type=0x88CC) / b"lldp", "EtherType 0x88cc"),
 ]
 
