@@ -347,17 +347,17 @@ def _compressed(query: Query, records: Iterable[Rr]) -> list[bytes]:
 
 @lru_cache(RECORDS)
 def _rr(record: Record) -> Rr:
-    owner = dns.name.from_text(record.owner) if record.owner else None
+    owner = _name(record.owner) if record.owner else None
     rdata = _rdata(record.kind, record.data)
     return Rr(owner, record.ttl, rdata, rdata.to_wire() or b"")
 
 
 def _rdata(kind: str, data: str | Srv | Soa) -> dns.rdata.Rdata:
     if isinstance(data, Srv):
-        target = dns.name.from_text(data.target)
+        target = _name(data.target)
         return _SRV(_IN, dns.rdatatype.SRV, data.priority, data.weight, data.port, target)
     if isinstance(data, Soa):
-        mname, rname = dns.name.from_text(data.mname), dns.name.from_text(data.rname)
+        mname, rname = _name(data.mname), _name(data.rname)
         return _SOA(_IN, dns.rdatatype.SOA, mname, rname, *data[2:])
     match kind:
         case "A":
@@ -367,9 +367,17 @@ def _rdata(kind: str, data: str | Srv | Soa) -> dns.rdata.Rdata:
         case "TXT":
             return _TXT(_IN, dns.rdatatype.TXT, [data.encode()])
         case "CNAME":
-            return _CNAME(_IN, dns.rdatatype.CNAME, dns.name.from_text(data))
+            return _CNAME(_IN, dns.rdatatype.CNAME, _name(data))
         case "NS":
-            return _NS(_IN, dns.rdatatype.NS, dns.name.from_text(data))
+            return _NS(_IN, dns.rdatatype.NS, _name(data))
         case "PTR":
-            return _PTR(_IN, dns.rdatatype.PTR, dns.name.from_text(data))
+            return _PTR(_IN, dns.rdatatype.PTR, _name(data))
     raise ValueError(f"no data of type {kind} is made here")
+
+
+@lru_cache(RECORDS)
+def _name(text: str) -> dns.name.Name:
+    """An absolute name. Raises DNSException for what cannot be one."""
+    if not text.isascii() or text in ("", "@") or "\\" in text or text.endswith("."):
+        return dns.name.from_text(text)
+    return dns.name.Name([*(label.encode() for label in text.split(".")), b""])
