@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from emulator.policy.enforcer import PolicyMode
     from emulator.report.junit import Suite
     from emulator.scenario.assertions import Outcome
+    from emulator.scenario.policy_explain import Explanation
     from emulator.scenario.policy_labs import Checked, PolicyLab
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -128,6 +129,75 @@ def check(
         for style, why in refused:
             click.echo(f"{style}: not checked: {why}")
     raise click.exceptions.Exit(1 if failed or (refused and not found) else 0)
+
+
+@command.command("explain")
+@click.argument("source", metavar="FROM", shell_complete=options.complete_places)
+@click.argument("target", metavar="TO:PORT", shell_complete=options.complete_places)
+@options.manifests
+@_where
+@click.option(
+    "--protocol",
+    type=click.Choice(["icmp", "tcp", "udp", "sctp"]),
+    default=None,
+    help="Default: tcp if there is a port, else icmp; or PORT/udp.",
+)
+@click.option("--family", type=click.Choice(["4", "6"]), default=None, help="Use IPv4 or IPv6.")
+@options.as_json
+def explain(
+    source: str, target: str, manifests: tuple[str, ...], styles: str, topology: str, proxies: str,
+    policy_mode: PolicyMode, lab: str | None, protocol: Literal["icmp", "tcp", "udp", "sctp"] | None,
+    family: str | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Say why FROM reaches TO, or does not: which policy, which rule of which chain, on which machine.
+
+    Exit status 0 if the request was let in, 1 if not.
+    """
+    from emulator.lab.verdicts import Ask
+    from emulator.scenario.assertions import parse_aim
+    from emulator.scenario.policy_explain import explain_request
+
+    place, port, spoken = parse_aim(target)
+    wanted = cast(Literal[0, 4, 6], int(family or 0))
+    ask = Ask(source, place, protocol or spoken, 0 if protocol == "icmp" else port, wanted)
+    found = []
+    for held in _labs(manifests, styles, topology, proxies, policy_mode, lab, hosts=False):
+        with output.progress(f"asking under {held.style}"):
+            found.append(explain_request(held.lab, ask, held.style))
+    if as_json:
+        output.print_json(found)
+    else:
+        for number, one in enumerate(found):
+            if number:
+                click.echo()
+            _print_explanation(one)
+    raise click.exceptions.Exit(0 if all(one.cell.allowed for one in found) else 1)
+
+
+def _print_explanation(one: Explanation) -> None:
+    from emulator.report.matrix import observed, reasons, request
+    from emulator.report.terminal import print_hops
+
+    cell = one.cell
+    known = f"; known deviation: {cell.deviation.what}" if cell.deviation is not None and not cell.wrong else ""
+    wrong = "" if cell.as_specified or known else "; NOTHING EXPLAINS THE DIFFERENCE"
+    click.echo(f"{request(cell)}: {observed(cell)} under {one.style}{f' ({one.enforcer})' if one.enforcer else ''}")
+    click.echo(f"  the API says {cell.specification}{known}{wrong}")
+    for line in reasons(cell):
+        click.echo(f"    {line}")
+    if one.stopped is not None:
+        stopped = one.stopped
+        verb = "rejected" if stopped.action == "reject" else "dropped"
+        click.echo(f"  {verb} on {stopped.ns} at {stopped.hook}: {stopped.place}")
+        click.echo(f"    {stopped.text}")
+        if stopped.why:
+            click.echo(f"    {stopped.component}: {stopped.why}")
+    elif not cell.allowed:
+        where = "the packet was never seen" if one.journey is None else one.journey.verdict
+        click.echo(f"  no rule of the plan is known to have stopped it: {where}")
+    if one.journey is not None:
+        print_hops(one.journey)
+    output.labels(one.warnings)
 
 
 @command.command("test")

@@ -49,7 +49,7 @@ def expected(
         flow = _flow(sender, end_of(compiled.cluster, target, remote), protocol, port, family)
         return _judged(compiled, enforcer, flow)
     found = []
-    for address, real in _endpoints(compiled.cluster, target.service, protocol, port, family):
+    for address, real in service_endpoints(compiled.cluster, target.service, protocol, port, family):
         far = end_at(compiled.cluster, address)
         if (far.kind, far.name) == (sender.kind, sender.name):
             return Expected("either", why="a pod that reaches itself through a Service: the API leaves that open")
@@ -101,7 +101,7 @@ def end_at(cluster: Cluster, address: str) -> End:
     return End("external", address, address)
 
 
-def _endpoints(
+def service_endpoints(
     cluster: Cluster, service: Service, protocol: str, port: int, family: Family
 ) -> Iterable[tuple[str, int]]:
     """Where a Service's traffic to one of its ports may go: addresses and ports of ready endpoints."""

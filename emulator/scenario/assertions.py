@@ -114,6 +114,14 @@ def _assertion(number: int, words: Sequence[str]) -> Assertion:
     return Assertion(number, text, source, target, protocol, port, cast(Wanted, wanted.lower()), family)
 
 
+def parse_aim(text: str) -> tuple[str, int, Protocol]:
+    """``TO[:PORT[/PROTOCOL]]`` apart. Raises UserError."""
+    try:
+        return _aim(text)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
 def _aim(text: str) -> tuple[str, int, Protocol]:
     """``web:80/udp`` apart; a slash before the colon belongs to the name."""
     match = _HOST_PORT.fullmatch(text)

@@ -26,7 +26,7 @@ def plan(*rules: tuple[str, ...], hook: str = "FORWARD", sets: tuple[IpSet, ...]
         chains=(chain,),
         jumps=(Jump(hook, Rule(("-j", "POLICY")), "insert"),),
     )
-    things = [
+    things: list[Any] = [
         Veth(**OURS, name="va", peer="eth0", peer_ns="pod/default/a", mtu=1500),
         Veth(**OURS, name="vb", peer="eth0", peer_ns="pod/default/b", mtu=1500),
         Address(**OURS, device="br" if ports else "va", address="10.0.0.1/24"),
