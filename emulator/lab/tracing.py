@@ -57,12 +57,12 @@ def _by_source_seen(
         first, last = journey.hops[0], journey.hops[-1]
         asked, told, chosen = last.packet, first.packet, others
         if asked.protocol in _PROTOCOLS[answer.protocol] and not told.fragment_offset:
-            if (first.ns, first.direction) == (answer.source_ns, "out"):
-                if _end(asked.source, asked.source_port) == answer.result.source_seen:
-                    chosen = requests
-            elif (last.ns, last.direction) == (answer.source_ns, "in"):
-                if _end(told.target, told.target_port) == answer.result.source_seen:
-                    chosen = replies
+            left = (first.ns, first.direction) == (answer.source_ns, "out")
+            came = not left and (last.ns, last.direction) == (answer.source_ns, "in")
+            if left and _end(asked.source, asked.source_port) == answer.result.source_seen:
+                chosen = requests
+            elif came and _end(told.target, told.target_port) == answer.result.source_seen:
+                chosen = replies
         chosen.append(journey)
     return requests, replies, tuple(others)
 

@@ -26,6 +26,9 @@ IPV6 = ("connectivity/dual-stack", "connectivity/ipv6")
 IPV4_ONLY = ("aws-vpc", "canal")
 FULL_MATRIX = os.environ.get("CNILAB_MATRIX") == "full"
 THOROUGH = ("flannel", "calico")
+# Services differ by the proxy's mode more than by the CNI; what every style makes of them shows services/types.
+SERVICES = {"services/types": ("flannel", "aws-vpc", "kube-router")}
+BOTH_MODES = ("flannel", "calico+nftables")
 # Further modes of a style, where they take another way or show another address.
 FURTHER_MODES = {
     "connectivity/cross-node": ("calico:vxlan", "flannel:udp", "flannel:wireguard-go"),
@@ -68,7 +71,11 @@ def styles_of(scenario: str, *, full: bool = FULL_MATRIX) -> tuple[str, ...]:
     styles += FURTHER_MODES.get(scenario, ())
     named = tuple(style for style in limits if (":" in style or "+" in style) and not style.endswith(":"))
     styles += tuple(style for style in named if style not in styles)
-    return tuple(style for style in styles if runs_under(limits, style))
+    styles = tuple(style for style in styles if runs_under(limits, style))
+    if not full and scenario.startswith("services/"):
+        chosen = SERVICES.get(scenario, BOTH_MODES)
+        styles = tuple(style for style in styles if style in chosen) or styles
+    return styles
 
 
 CASES = [case(scenario, style) for scenario in SCENARIOS for style in styles_of(scenario)]
