@@ -20,7 +20,14 @@ ICMP_TYPES = {
     "neighbor-advertisement": (-1, 136),
     "echo-reply": (0, 129),
 }
-PROTOCOLS = {"tcp", "udp", "sctp", "icmp", "ipv6-icmp"}
+PROTOCOLS = {"1": "icmp", "4": "ipip", "6": "tcp", "17": "udp", "58": "ipv6-icmp", "132": "sctp", "icmpv6": "ipv6-icmp"}
+LONG = {
+    "--source": "-s",
+    "--destination": "-d",
+    "--in-interface": "-i",
+    "--out-interface": "-o",
+    "--destination-ports": "--dports",
+}
 
 
 @dataclass
@@ -69,7 +76,7 @@ class Reader:
             if not target:
                 continue
             packet.trail.append(f"{name}: {' '.join(rule.args)}")
-            word, *options = target
+            word, *options = target[1:]
             if word in ("ACCEPT", "DROP", "REJECT"):
                 return word
             if word == "RETURN":
@@ -80,27 +87,28 @@ class Reader:
                 packet.mark = packet.mark & ~mask ^ value
             elif word != "NFLOG":
                 found = self._chain(word, packet)
-                if found:
+                if found or target[0] == "--goto":
                     return found
         return ""
 
     def _matches(self, words: list[str], packet: Packet) -> list[str]:
-        """The target with its options; nothing if the rule does not match."""
+        """``--jump`` or ``--goto``, the target and its options; nothing if the rule does not match, or has none."""
         negated = False
         while words:
-            word = words.pop(0)
+            word = LONG.get(words[0], words[0])
+            words.pop(0)
             if word == "!":
                 negated = True
                 continue
-            if word == "-j":
-                return words
+            if word in ("-j", "--jump", "--goto"):
+                return ["--goto" if word == "--goto" else "--jump", *words]
             if word == "-m":
                 words.pop(0)
                 continue
             if self._one(word, words, packet) == negated:
                 return []
             negated = False
-        raise AssertionError("a rule without a target")
+        return []  # it counts, and does nothing
 
     def _one(self, word: str, words: list[str], packet: Packet) -> bool:
         match word:
@@ -111,17 +119,20 @@ class Reader:
                 address = packet.source if word == "-s" else packet.destination
                 return _address(address) in _network(words.pop(0))
             case "-i" | "-o":
-                return words.pop(0) == (packet.incoming if word == "-i" else packet.outgoing)
+                wanted, device = words.pop(0), packet.incoming if word == "-i" else packet.outgoing
+                return device.startswith(wanted[:-1]) if wanted.endswith("+") else device == wanted
             case "-p":
-                return words.pop(0).lower() == packet.protocol.lower()
-            case "--dport":
-                first, _, last = words.pop(0).partition(":")
-                return int(first) <= packet.port <= int(last or first)
-            case "--dports":
-                first, _, last = words.pop(0).partition(":")
-                return int(first) <= packet.port <= int(last or first)
+                wanted = words.pop(0).lower()
+                return PROTOCOLS.get(wanted, wanted) == packet.protocol.lower()
+            case "--dport" | "--dports":
+                listed = [part.partition(":") for part in words.pop(0).split(",")]
+                return any(int(first) <= packet.port <= int(last or first) for first, _, last in listed)
             case "--match-set":
                 name, side = words.pop(0), words.pop(0)
+                if side == "dst,dst":
+                    assert self._sets[name].type.startswith("hash:ip,port")
+                    wanted = f"{packet.destination},{packet.protocol.lower()}:{packet.port}"
+                    return wanted in self._sets[name].members
                 return self._holds(name, packet.source if side == "src" else packet.destination)
             case "--mark":
                 value, mask = (int(part, 16) for part in words.pop(0).split("/"))
@@ -136,7 +147,8 @@ class Reader:
             case "--physdev-in" | "--physdev-out":
                 return words.pop(0) == (packet.bridged_in if word == "--physdev-in" else packet.bridged_out)
             case "--icmp-type" | "--icmpv6-type":
-                return packet.icmp == ICMP_TYPES[words.pop(0)][self._six]
+                named = words.pop(0)
+                return packet.icmp == (int(named) if named.isdigit() else ICMP_TYPES[named][self._six])
             case "--limit" | "--limit-burst":
                 words.pop(0)
                 return True
