@@ -107,6 +107,11 @@ def test_a_name_is_the_hash_as_a_number_in_base_85(key: str) -> None:
     assert number.to_bytes(20) == hashlib.sha1(key.encode()).digest()
 
 
+def test_names_are_those_that_clusters_show() -> None:
+    assert set_name("default:") == "weave-k?Z;25^M}|1s7P3|H9i;*;MhG"
+    assert set_name("ingress-default-allow:kube-public") == "weave-Rzff}h:=]JaaJl/G;(XJpGjZ["
+
+
 NAMED = ("web", "", "", "", "")
 
 
