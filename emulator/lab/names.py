@@ -191,7 +191,7 @@ def _at_service(cluster: Cluster, text: str, rest: str, *, balanced: bool) -> Pl
             if not addresses:
                 raise UserError(
                     f"no load balancer has given the Service {service.key} an address",
-                    hint="it must be of type LoadBalancer, and the topology must have one: docs/services.md",
+                    hint="it must be of type LoadBalancer, and the topology must have one: docs/load-balancers.md",
                 )
             return Place(f"lb/{service.key}", "", addresses, service=service, port=port)
         if (service.namespace, service.name) == (namespace, name):
