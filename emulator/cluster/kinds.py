@@ -113,6 +113,16 @@ KINDS: tuple[Kind, ...] = (
     _kind("Tier", "projectcalico.org/v3", "tiers", namespaced=False),
     _kind("NetworkSet", "projectcalico.org/v3", "networksets", "netsets"),
     _kind("GlobalNetworkSet", "projectcalico.org/v3", "globalnetworksets", namespaced=False),
+    _kind("AdminNetworkPolicy", "policy.networking.k8s.io/v1alpha1", "adminnetworkpolicies", "anp", namespaced=False),
+    _kind(
+        "BaselineAdminNetworkPolicy",
+        "policy.networking.k8s.io/v1alpha1",
+        "baselineadminnetworkpolicies",
+        "banp",
+        namespaced=False,
+    ),
+    # Its short name, cnp, is Cilium's too
+    _kind("ClusterNetworkPolicy", "policy.networking.k8s.io/v1alpha2", "clusternetworkpolicies", namespaced=False),
     _kind("CiliumNetworkPolicy", "cilium.io/v2", "ciliumnetworkpolicies", "cnp ciliumnp"),
     _kind(
         "CiliumClusterwideNetworkPolicy", "cilium.io/v2", "ciliumclusterwidenetworkpolicies", "ccnp", namespaced=False

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from emulator.cluster import validation
+from emulator.cluster.admin_policy_rules import admin_policy_faults
 from emulator.cluster.calico_policy_rules import calico_policy_faults
 from emulator.cluster.collection import no_collection
 from emulator.cluster.decode import Fault
@@ -53,6 +54,10 @@ _CONSUMED = frozenset(
         "Tier",
         "NetworkSet",
         "GlobalNetworkSet",
+        # The cluster-wide policies of policy.networking.k8s.io
+        "AdminNetworkPolicy",
+        "BaselineAdminNetworkPolicy",
+        "ClusterNetworkPolicy",
     )
 )
 _CONTROLLERS = ("Deployment", "ReplicaSet", "StatefulSet")
@@ -167,6 +172,7 @@ def _custom_faults(thing: Object) -> Iterator[Fault]:
     # Names and namespaces are checked beside this, and nothing can be said of an object without any
     if isinstance(thing["metadata"].get("name"), str):
         yield from calico_policy_faults(thing)
+        yield from admin_policy_faults(thing)
 
 
 def _well_formed(one: Given, problems: list[Problem]) -> Object | None:

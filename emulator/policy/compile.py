@@ -11,11 +11,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from emulator.cluster.admin_policy_rules import GROUP as ADMIN_GROUP
 from emulator.cluster.calico_policy_rules import GROUPS as CALICO_GROUPS
 from emulator.cluster.calico_policy_rules import is_calico
 from emulator.cluster.model import Cluster, Pod, Topology
 from emulator.cluster.validation import invalid
 from emulator.errors import ManifestError, Problem
+from emulator.policy.admin import admin_policy, baseline_policy, cluster_policy
 from emulator.policy.calico import calico_global_policy, calico_policy, network_set, tier
 from emulator.policy.compiled import Compiled
 from emulator.policy.model import (
@@ -41,6 +43,9 @@ _POLICIES: dict[tuple[str, str], Callable[[Object], Policy]] = {
     ("networking.k8s.io", "NetworkPolicy"): network_policy,
     **{(group, "NetworkPolicy"): calico_policy for group in CALICO_GROUPS},
     **{(group, "GlobalNetworkPolicy"): calico_global_policy for group in CALICO_GROUPS},
+    (ADMIN_GROUP, "AdminNetworkPolicy"): admin_policy,
+    (ADMIN_GROUP, "BaselineAdminNetworkPolicy"): baseline_policy,
+    (ADMIN_GROUP, "ClusterNetworkPolicy"): cluster_policy,
 }
 
 
