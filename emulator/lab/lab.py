@@ -204,7 +204,8 @@ class Lab:
 
         Returns one dict each: group, kind, namespace, name, action (created, configured, unchanged).
         """
-        answer = self.client.call("POST", f"{BASE}/apply", {"objects": list(_objects(manifests))})
+        known = [one["metadata"]["name"] for one in self.get("namespaces")]
+        answer = self.client.call("POST", f"{BASE}/apply", {"objects": list(_objects(manifests, known))})
         return list(answer)
 
     def delete(
@@ -419,8 +420,9 @@ def _injected(answer: Any) -> InjectionReport:
     return msgspec.convert(answer, InjectionReport)
 
 
-def _objects(manifests: Iterable[Manifest]) -> tuple[dict[str, Any], ...]:
-    """Parse what names files and folders; take dicts as they are. Raises ManifestError with all that is wrong."""
+def _objects(manifests: Iterable[Manifest], namespaces: Sequence[str] = ()) -> tuple[dict[str, Any], ...]:
+    """Parse what names files and folders; take dicts as they are. ``namespaces`` are those that the lab has already.
+    Raises ManifestError with all that is wrong."""
     given = list(manifests)
     if not given:
         return ()  # as for every command that joins a lab: it need not wait for a YAML parser
@@ -428,8 +430,9 @@ def _objects(manifests: Iterable[Manifest]) -> tuple[dict[str, Any], ...]:
 
     dicts = [item for item in given if isinstance(item, dict)]
     files = [os.fspath(item) for item in given if not isinstance(item, dict)]
-    found = load_manifests(files) if files else []
-    return (*found, *(validate_objects(dicts) if dicts else []))
+    found = load_manifests(files, namespaces=namespaces) if files else []
+    known = [*namespaces, *(one["metadata"]["name"] for one in found if one["kind"] == "Namespace")]
+    return (*found, *(validate_objects(dicts, namespaces=known) if dicts else []))
 
 
 def live(lab: Lab, hops: Sequence[str], target: IO[bytes], seconds: float = 0.0) -> None:

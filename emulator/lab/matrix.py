@@ -7,6 +7,9 @@ Every other silence is asked again, from another source port, and gets the secon
 Every probe leaves from a source port that connection tracking cannot remember (``emulator.traffic.freshports``): an
 allowed flow stays in its tables after its end, and a later one in its place would pass as part of it.
 
+A refusal by ICMP would often be silence, too: a kernel sends few errors a second to one host (icmp_ratelimit). On nodes
+that limit is lifted for the time of the requests, so that it does not look as if packets had been dropped.
+
 An answer must be the target's own, so each probed port is served for the time of the requests: TCP is let in if the
 handshake succeeds, UDP if an answer comes back, SCTP if INIT ACK does. A RST or an ICMP error is then a denial.
 """
@@ -25,6 +28,7 @@ import msgspec
 from emulator.cluster.model import Cluster
 from emulator.errors import UserError
 from emulator.kernel.netns import netns_path
+from emulator.kernel.syscalls import inside
 from emulator.lab.expected import Expected, expected
 from emulator.lab.machinery import Machinery
 from emulator.lab.names import Place, resolve
@@ -52,6 +56,8 @@ LARGEST = 250_000  # requests of one matrix: some ten seconds, and a table that 
 MOST_PORTS = 16  # that are taken from containers and policies unasked
 QUICK = 4  # the machine was quick if its slowest answer took no more than the window divided by this
 SYSTEM_NAMESPACE = "kube-system"
+# Which ICMP errors a kernel limits (ip-sysctl.rst): none
+_UNLIMITED = (("net/ipv4/icmp_ratemask", "0"), ("net/ipv6/icmp/ratemask", ""))
 _HOLDER = "verdicts of "  # before the namespace's name: what serves for the time of the requests is apart from the rest
 
 
@@ -97,7 +103,8 @@ class MatrixTaker:
                 hint="name fewer places (--from, --to, -n) or ports (--port)",
             )
         rounds: list[Round] = []
-        with self._serving(cluster, wanted) as opened:
+        nodes = [node.ns for node in cluster.nodes if node.name not in down]
+        with self._serving(cluster, wanted) as opened, talkative(nodes):
             cells = self._ask(wanted, compiled, enforcer, rounds, patient=wish.patient)
         return Matrix(
             cells=tuple(cells),
@@ -185,6 +192,34 @@ class MatrixTaker:
         slowest = max((time for result in results for time in result.times), default=0.0) / 1e6
         rounds.append(Round(len(probes), window, round(time.monotonic() - began, 6), slowest))
         return results
+
+
+@contextmanager
+def talkative(namespaces: Sequence[str]) -> Iterator[None]:
+    """While the block runs, these machines send an ICMP error for each packet that deserves one. Namespaces that are
+    gone by then are left alone."""
+    before: list[tuple[str, str, str]] = []
+    for ns in namespaces:
+        for name, unlimited in _UNLIMITED:
+            if (old := _swapped(ns, name, unlimited)) is not None:
+                before.append((ns, name, old))
+    try:
+        yield
+    finally:
+        for ns, name, old in before:
+            _swapped(ns, name, old)
+
+
+def _swapped(ns: str, name: str, value: str) -> str | None:
+    """Set a kernel parameter of a namespace; what it was, None if it is not there."""
+    try:
+        with inside(netns_path(ns)), open(f"/proc/sys/{name}", "r+", encoding="ascii") as file:
+            old = file.read()
+            file.seek(0)
+            file.write(value or "\n")
+    except OSError:
+        return None  # no IPv6 in this kernel, or the node is gone
+    return old
 
 
 def default_ports(cluster: Cluster, compiled: Compiled) -> tuple[PortWish, ...]:

@@ -16,6 +16,7 @@ from emulator.cluster.validation import faults_of_label_name
 from emulator.cluster.workload_status import ROLLED
 from emulator.errors import NotFound, Problem, ScenarioError
 from emulator.lab.faults import problems
+from emulator.scenario.matrices import faults_of_matrix
 from emulator.scenario.model import Fault, Scenario, Step, fault_wishes, rollout_target
 from emulator.scenario.route_words import fault_of_route
 
@@ -148,6 +149,9 @@ def _problems(scenario: Scenario, path: str) -> Iterator[Problem]:
         if step.fault:
             for field, reason in dict.fromkeys(_fault_problems(step.fault)):
                 yield Problem(path, scenario.name, f"{where}.fault.{field}", reason)
+        if step.matrix:
+            for field, reason in faults_of_matrix(step.matrix):
+                yield Problem(path, scenario.name, f"{where}.matrix.{field}", reason)
         if step.wait and step.wait.rollout and (reason := _fault_of_rollout(step.wait.rollout)):
             yield Problem(path, scenario.name, f"{where}.wait.rollout", reason)
         if step.flow and not 1 <= step.flow.count <= 10_000:

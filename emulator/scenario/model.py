@@ -230,6 +230,24 @@ class Routes(_Strict, frozen=True, kw_only=True):
     expect: RoutesExpect = RoutesExpect()
 
 
+class MatrixExpect(_Strict, frozen=True):
+    """``table``: a line of targets, and a line for each source with ``.`` (let in), ``X`` (denied), ``R`` (refused),
+    ``D`` (dropped) or ``?`` (whatever)."""
+
+    table: PerStyleText
+
+
+class Matrix(_Strict, frozen=True, kw_only=True):
+    """Who reaches whom at these ``ports`` (``80/tcp``, ``53/udp``, ``9999/sctp``, ``icmp``), all asked at once. The
+    places are those of the expected table. ``family`` 0 is the first that both have."""
+
+    id: str
+    title: str = ""
+    ports: list[str]
+    family: Literal[0, 4, 6] = 0
+    expect: MatrixExpect
+
+
 class Step(_Strict, frozen=True):
     """Exactly one of these."""
 
@@ -245,6 +263,7 @@ class Step(_Strict, frozen=True):
     send: Send | None = None
     bgp: Bgp | None = None
     routes: Routes | None = None
+    matrix: Matrix | None = None
 
     def kinds(self) -> list[str]:
         """The fields that are given."""

@@ -30,6 +30,7 @@ from emulator.scenario.expect import flow_checks, fragments, longest_outage, pee
 from emulator.scenario.hooks import passes
 from emulator.scenario.load import Loaded
 from emulator.scenario.looks import look_at_routes, look_at_session
+from emulator.scenario.matrices import take_matrix
 from emulator.scenario.model import Churn, Flow, Replay, Send, Step, Stream, Wait, fault_wish, rollout_target
 from emulator.scenario.preflight import preflight
 from emulator.traffic.model import InjectionReport, ProbeResult
@@ -128,6 +129,9 @@ class _Runner:
             self._replay(step.replay)
         elif step.bgp is not None:
             self._looks.append(look_at_session(self._lab, step.bgp, self._style, self._loaded.scenario.name))
+        elif step.matrix is not None:
+            self._begin()
+            self._looks.append(take_matrix(self._lab, step.matrix, self._style, self._loaded.scenario.name))
         elif step.routes is not None:
             self._looks.append(look_at_routes(self._lab, step.routes, self._style, self._loaded.scenario.name))
         else:
