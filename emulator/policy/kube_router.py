@@ -3,7 +3,7 @@
 Every node holds the chains and sets of all policies of the cluster, and a chain for each of its own pods. What a packet
 passes is drawn in ``emulator.policy.kube_router_chains``, a policy's rules in ``emulator.policy.kube_router_policy``.
 
-Source: cloudnativelabs/kube-router pkg/controllers/netpol (v2.6).
+Source: cloudnativelabs/kube-router pkg/controllers/netpol.
 """
 
 from __future__ import annotations

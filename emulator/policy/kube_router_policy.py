@@ -11,7 +11,7 @@ every sync; here that time is left out and names stay, so that runs can be compa
 What kube-router does otherwise than the API says are its *quirks*. Each can be left out: all of them in ``spec`` mode,
 one by one to find out which of them explains a verdict.
 
-Source: cloudnativelabs/kube-router pkg/controllers/netpol/policy.go (v2.6), pkg/utils/ipset.go.
+Source: cloudnativelabs/kube-router pkg/controllers/netpol/policy.go, pkg/utils/ipset.go.
 """
 
 from __future__ import annotations
