@@ -12,7 +12,7 @@
 
 A packet between two pods of a node passes the chains of both, so both have to mark it.
 
-The layout is that since pull request 1913 (2025), which put what all chains begin with into KUBE-NWPLCY-COMMON. The codes
+The layout is that since pull request 1913 (2025), which put what all chains begin with into KUBE-NWPLCY-COMMON. Codes
 in the comments of jumps are SHA-256 over the chain and the rule, in base 32: those of the three jumps are the same in
 every cluster.
 
