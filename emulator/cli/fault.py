@@ -12,7 +12,7 @@ from emulator.cli.connection import connect
 # Spelled out: the records that have them would take msgspec's import to show `--help`. tests/unit/cli compares.
 KINDS = (
     "link-down", "link-up", "node-crash", "node-return", "daemon-kill", "daemon-start",
-    "mtu", "mac", "hairpin", "sysctl", "filter", "route", "flush",
+    "conntrack-full", "conntrack-free", "mtu", "mac", "hairpin", "sysctl", "filter", "route", "flush",
 )  # fmt: skip
 PLACES = ("device", "port", "input", "output", "forward")
 
@@ -40,8 +40,9 @@ PLACES = ("device", "port", "input", "output", "forward")
 def command(kind: str, target: str, lab: str | None, mend: bool, as_json: bool, **wish: Any) -> None:
     """Break something at TARGET, a machine or pod of a running lab, or mend it.
 
-    KIND is one of link-down, link-up, node-crash, node-return, daemon-kill, daemon-start, mtu, mac, hairpin, sysctl,
-    filter, route, flush. What is broken by then is printed; `cnilab status` lists it, too.
+    KIND is one of link-down, link-up, node-crash, node-return, daemon-kill, daemon-start, conntrack-full,
+    conntrack-free, mtu, mac, hairpin, sysctl, filter, route, flush. What is broken by then is printed; `cnilab status`
+    lists it, too.
     """
     fields = {name: value for name, value in wish.items() if value is not None}
     found = connect(lab)

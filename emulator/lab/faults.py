@@ -51,6 +51,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "node-return": (),
     "daemon-kill": ("daemon",),
     "daemon-start": ("daemon",),
+    "conntrack-full": (),
+    "conntrack-free": (),
     "mtu": ("device", "at", "value"),
     "mac": ("device", "at", "value"),
     "hairpin": ("device",),
@@ -87,7 +89,12 @@ def problems(wish: FaultWish) -> Iterator[tuple[str, str]]:
             continue
         yield name, f"a fault of the kind {wish.kind} has no {_spelled(name)}"
     if wish.mend and wish.kind not in PLANNED:
-        opposites = {"link-down": "link-up", "node-crash": "node-return", "daemon-kill": "daemon-start"}
+        opposites = {
+            "link-down": "link-up",
+            "node-crash": "node-return",
+            "daemon-kill": "daemon-start",
+            "conntrack-full": "conntrack-free",
+        }
         other = opposites.get(wish.kind)
         yield "mend", f"{other} mends {wish.kind}" if other else f"{wish.kind} mends by itself"
     if wish.device and not _DEVICE.fullmatch(wish.device):

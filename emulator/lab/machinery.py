@@ -68,6 +68,7 @@ class Machinery:
         self.dns = ClusterDns()
         self.health = HealthPorts(self.traffic)
         self._meter: HookMeter | None = None
+        self._full: set[str] = set()  # the machines whose connection tracking was filled
 
     # From plan to plan
 
@@ -123,6 +124,7 @@ class Machinery:
         self._plug(change.leaving, (), up=False)
         for ns in change.dying:
             self.captures.let_go(ns)
+        self._full.difference_update(change.dying)
 
     def _serve(self, change: _Change) -> None:
         """Open the ports of pods and outside hosts, and start the pods' own commands."""
@@ -281,6 +283,22 @@ class Machinery:
     def kill_daemon(self, ns: str, name: str) -> None:
         """SIGKILL, as an out-of-memory kill would be."""
         self.applier.supervisor.kill(ns, name)
+
+    def set_conntrack(self, ns: str, *, full: bool) -> None:
+        """Fill a machine's connection tracking up, or make room again."""
+        from emulator.kernel.conntrack_table import fill, free
+
+        if full:
+            fill(ns)
+            self._full.add(ns)
+        else:
+            free(ns)
+            self._full.discard(ns)
+
+    @property
+    def full(self) -> tuple[str, ...]:
+        """The machines whose connection tracking was filled."""
+        return tuple(sorted(self._full))
 
     def start_daemon(self, ns: str, name: str) -> None:
         """Start it again after it died."""

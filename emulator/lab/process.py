@@ -247,7 +247,8 @@ def _faults(runtime: Runtime) -> tuple[str, ...]:
     """What was broken on purpose, and is."""
     down = [f"node {name} is down" for name in sorted(runtime.down_nodes)]
     cables = (f"the cable of {machine}:{device} is unplugged" for machine, device in sorted(runtime.unplugged))
-    return (*down, *cables, *runtime.faults)
+    full = (f"the connection tracking of {ns.partition('/')[2]} is full" for ns in runtime.machinery.full)
+    return (*down, *cables, *full, *runtime.faults)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from emulator.traffic.model import ProbeResult, Protocol
 
 FaultKind = Literal[
     "link-down", "link-up", "node-crash", "node-return", "daemon-kill", "daemon-start",
-    "mtu", "mac", "hairpin", "sysctl", "filter", "route", "flush",
+    "conntrack-full", "conntrack-free", "mtu", "mac", "hairpin", "sysctl", "filter", "route", "flush",
 ]  # fmt: skip
 FaultPlace = Literal["", "device", "port", "input", "output", "forward"]
 

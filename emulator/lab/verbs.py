@@ -387,7 +387,10 @@ class Verbs:
             self._runtime.plug(name, wish.device or faults.DEVICE, up=wish.kind == "link-up")
         else:
             with self._runtime.still():
-                if wish.kind == "daemon-kill":
+                if wish.kind in ("conntrack-full", "conntrack-free"):
+                    self._check_up(place)
+                    self._machinery.set_conntrack(place.machine.ns, full=wish.kind == "conntrack-full")
+                elif wish.kind == "daemon-kill":
                     self._machinery.kill_daemon(place.machine.ns, wish.daemon)
                 else:
                     self._machinery.start_daemon(place.machine.ns, wish.daemon)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
+from emulator.errors import Unsupported
+from emulator.kernel import conntrack_table
 from emulator.kernel.applier import Applier
 from emulator.kernel.conntrack import forget, udp_entries
 from emulator.kernel.netns import netns_path
@@ -98,3 +101,38 @@ def test_a_flow_keeps_its_endpoint_until_its_entry_is_deleted(applier: Applier, 
         client.sendto(b"moved", SERVICE[family])
         assert new.recv(100) == b"moved"
         assert forget(NODE, [entry._replace(source_port=1)]) == 0
+
+
+def counted(ns: str) -> int:
+    with inside(netns_path(ns)):
+        return int(Path("/proc/thread-self/net/stat/nf_conntrack").read_text().split("\n")[1].split()[0], 16)
+
+
+def test_a_table_is_filled_to_the_kernels_limit_and_emptied_of_that_alone(applier: Applier) -> None:
+    most = int(conntrack_table.LIMIT.read_text())
+    with ExitStack() as stack:
+        client = bound(stack, CLIENT, 4)
+        bound(stack, OLD, 4, 8053)
+        client.sendto(b"x", SERVICE[4])
+        assert udp_entries(NODE)
+
+        made = conntrack_table.fill(NODE)
+
+        assert most - 16 <= made <= most
+        assert counted(NODE) == most
+        with inside(netns_path(NODE)):
+            own = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        with pytest.raises(PermissionError):
+            own.sendto(b"x", (PODS[NEW][0], 9))
+        conntrack_table.free(NODE)
+        assert counted(NODE) < 16
+        assert udp_entries(NODE)
+        assert own.sendto(b"x", (PODS[NEW][0], 9)) == 1
+
+
+@pytest.mark.parametrize("limit", ["0", "1048577"])
+def test_a_limit_that_cannot_be_reached_is_refused(limit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conntrack_table, "LIMIT", tmp_path / "max")
+    (tmp_path / "max").write_text(limit)
+    with pytest.raises(Unsupported, match="cannot be filled"):
+        conntrack_table.fill(NODE)

@@ -107,7 +107,13 @@ OBJECTS = [
         loadBalancerSourceRanges=["203.0.113.10/32"],
     ),
     service("abroad", 16, ""),
-    service("udp", 17, "one", ports=[{"port": 80, "targetPort": "u", "protocol": "UDP"}]),
+    service(
+        "udp",
+        17,
+        "one",
+        type="NodePort",
+        ports=[{"port": 80, "targetPort": "u", "protocol": "UDP", "nodePort": 30005}],
+    ),
     service("named", 18, "one", ports=[{"port": 80, "targetPort": "web"}]),
     {
         "apiVersion": "discovery.k8s.io/v1",
@@ -174,6 +180,7 @@ ROWS = (
     # Node ports
     Row("node port, the endpoint's node", "client", "n2", 30001, by="one", seen=ON_NODE_2),
     Row("node port, another node", "client", "n1", 30001, by="one", seen=NODE_1),
+    Row("node port, UDP", "client", "n1", 30005, by="one", seen=NODE_1, protocol="udp"),
     Row("node port, asked by a pod", "n1-p1", "n1", 30001, by="one", seen=NODE_1),
     Row("node port, another node asked by a pod", "n3-p1", "n1", 30001, by="one", seen=NODE_1),
     Row("node port, asked by the node", "n1", "n1", 30001, by="one", seen=NODE_1),
@@ -244,7 +251,8 @@ def ran(request: pytest.FixtureRequest) -> Iterator[Ran]:
         for name in ("drain-1", "drain-2", "mixed-1"):
             lab.delete("pod", name)
         requests = [
-            ProbeRequest(row.source, row.target, row.port, row.protocol, row.connections, timeout=PATIENCE) for row in ROWS
+            ProbeRequest(row.source, row.target, row.port, row.protocol, row.connections, timeout=PATIENCE)
+            for row in ROWS
         ]
         yield Ran(lab, dict(zip((row.name for row in ROWS), lab.probes(requests), strict=True)))
 
