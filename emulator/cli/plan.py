@@ -31,9 +31,9 @@ def command(
     from emulator.cluster.assemble import assemble
     from emulator.cluster.manifests import load
     from emulator.cluster.topology import load_topology
+    from emulator.cni.policy_notes import PolicyNotes
     from emulator.cni.service_proxy import Beside
     from emulator.cni.styles import load_style, settle, with_proxy
-    from emulator.lab.policy_notes import PolicyNotes
     from emulator.plan import render
     from emulator.plan.build import build
     from emulator.policy.enforcement import enforce

@@ -101,6 +101,7 @@ def _wire(boot: Boot, reporter: Reporter) -> Any:
     reporter.progress("starting")
     from emulator.balancer.load import load_balancer
     from emulator.cluster.addons import kubernetes_service
+    from emulator.cni.policy_notes import PolicyNotes
     from emulator.cni.service_proxy import Beside
     from emulator.cni.styles import load_style, style_key
     from emulator.kernel.capabilities import probe_for_use
@@ -109,7 +110,6 @@ def _wire(boot: Boot, reporter: Reporter) -> Any:
     from emulator.lab.http_server import Server
     from emulator.lab.machinery import Machinery
     from emulator.lab.pods import substitutions
-    from emulator.lab.policy_notes import PolicyNotes
     from emulator.lab.proxy_watch import ProxyWatch
     from emulator.lab.runtime import Runtime
     from emulator.lab.verbs import Verbs

@@ -1,4 +1,4 @@
-"""emulator.lab.policy_notes: no policy is without effect unsaid, and no deviation either."""
+"""emulator.cni.policy_notes: no policy is without effect unsaid, and no deviation either."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from emulator.cni.policy_notes import PolicyNotes
 from emulator.cni.styles import load_style
-from emulator.lab.policy_notes import PolicyNotes
 from emulator.policy.enforcement import enforce
 from emulator.policy.enforcer import PolicyMode
 
