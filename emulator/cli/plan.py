@@ -56,8 +56,10 @@ def command(
             output.notes([*cluster.pending, *balancer.notices(cluster)])
         enforcer = chosen.enforcer(policy_mode)
         enforced = enforce(enforcer, cluster) if enforcer is not None else None
+        # Without a policy an enforcer makes what the style has in place already
+        policing = enforced if enforced is not None and enforced.compiled.policies else None
         plan = build(
-            cluster, chosen, proxy=beside.when(cluster), balancer=balancer, enforcer=enforced,
+            cluster, chosen, proxy=beside.when(cluster), balancer=balancer, enforcer=policing,
             wire_accurate=wire_accurate,
         )  # fmt: skip
     policies = PolicyNotes(chosen)
