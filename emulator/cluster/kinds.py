@@ -129,7 +129,7 @@ KINDS: tuple[Kind, ...] = (
     ),
 )
 
-# Known by group and kind only: their names mean those above.
+# Their bare names mean those above; with the group they are meant themselves (networkpolicies.projectcalico.org).
 NAMESAKES: tuple[Kind, ...] = (
     _kind("Node", "projectcalico.org/v3", "nodes", namespaced=False),
     _kind("NetworkPolicy", "projectcalico.org/v3", "networkpolicies"),
@@ -154,6 +154,10 @@ def _by_name() -> dict[str, Kind]:
                 table.setdefault(f"{name}.{kind.group}", kind)
                 # kubectl also takes resource.version.group
                 table.setdefault(f"{name}.{kind.api_version.rpartition('/')[2]}.{kind.group}", kind)
+    for kind in NAMESAKES:
+        for name in (kind.singular, kind.plural):
+            table.setdefault(f"{name}.{kind.group}", kind)
+            table.setdefault(f"{name}.{kind.version}.{kind.group}", kind)
     return table
 
 

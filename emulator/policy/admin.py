@@ -81,9 +81,9 @@ def _with_rules(
 
 def _rule(spec: AnyRuleSpec, peers: Iterable[PeerSpec] | None) -> Rule:
     if isinstance(spec, AdminRuleSpec):
-        ports = tuple(_port(one) for one in spec.ports or ())
+        ports = tuple(port for one in spec.ports or () for port in _port(one))
     else:
-        ports = tuple(_protocol(one) for one in spec.protocols or ())
+        ports = tuple(port for one in spec.protocols or () for port in _protocol(one))
     return Rule(_ACTIONS[spec.action], tuple(_peer(one) for one in peers or ()), ports, spec.name or "")
 
 
@@ -105,19 +105,24 @@ def _selector(spec: SelectorSpec) -> LabelSelector:
     return label_selector(msgspec.to_builtins(spec))
 
 
-def _port(spec: PortSpec) -> PortMatch:
+def _port(spec: PortSpec) -> tuple[PortMatch, ...]:
     if spec.port_number is not None:
-        return PortMatch(spec.port_number.protocol, spec.port_number.port, spec.port_number.port)
+        return (PortMatch(spec.port_number.protocol, spec.port_number.port, spec.port_number.port),)
     if spec.port_range is not None:
-        return PortMatch(spec.port_range.protocol, spec.port_range.start, spec.port_range.end)
-    return PortMatch("", name=spec.named_port or "")
+        return (PortMatch(spec.port_range.protocol, spec.port_range.start, spec.port_range.end),)
+    return _named(spec.named_port)
 
 
-def _protocol(spec: ProtocolSpec) -> PortMatch:
+def _protocol(spec: ProtocolSpec) -> tuple[PortMatch, ...]:
     for protocol, transport in (("TCP", spec.tcp), ("UDP", spec.udp), ("SCTP", spec.sctp)):
         if transport is not None and transport.destination_port is not None:
             port = transport.destination_port
             if port.range is not None:
-                return PortMatch(protocol, port.range.start, port.range.end)
-            return PortMatch(protocol, port.number or 0, port.number or 0)
-    return PortMatch("", name=spec.destination_named_port or "")
+                return (PortMatch(protocol, port.range.start, port.range.end),)
+            return (PortMatch(protocol, port.number or 0, port.number or 0),)
+    return _named(spec.destination_named_port)
+
+
+def _named(name: str | None) -> tuple[PortMatch, ...]:
+    """The ports of that name, of whichever protocol they are: the API has no way to name one beside it."""
+    return tuple(PortMatch(protocol, name=name or "") for protocol in ("TCP", "UDP", "SCTP"))

@@ -116,9 +116,9 @@ class Peer(msgspec.Struct, frozen=True, omit_defaults=True):
 class PortMatch(msgspec.Struct, frozen=True, omit_defaults=True):
     """A protocol, with a range of ports (both ends inclusive), with a named port, or (``first`` 0, no name) whole.
 
-    ``protocol``: TCP, UDP, SCTP, UDPLite, ICMP, ICMPv6, or a number in decimal; empty only where the rule's API has no
-    way to name one. A name is that of a containerPort of the pod at that end of the connection, with that protocol. It
-    may mean another number on each pod, and means nothing where there is no such port.
+    ``protocol``: TCP, UDP, SCTP, UDPLite, ICMP, ICMPv6, or a number in decimal. A name is that of a containerPort of
+    the pod at that end of the connection, with that protocol. It may mean another number on each pod, and means nothing
+    where there is no such port.
     """
 
     protocol: str

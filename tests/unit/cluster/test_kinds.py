@@ -28,6 +28,19 @@ def test_a_kind_is_found_by_each_of_its_names(argument: str, kind: str) -> None:
     assert resource(argument).kind == kind
 
 
+@pytest.mark.parametrize(
+    ("argument", "group"),
+    [
+        ("networkpolicies", "networking.k8s.io"),
+        ("networkpolicies.projectcalico.org", "projectcalico.org"),
+        ("networkpolicy.v3.projectcalico.org", "projectcalico.org"),
+        ("node", ""),
+    ],
+)
+def test_namesakes_are_told_by_their_group(argument: str, group: str) -> None:
+    assert resource(argument).group == group
+
+
 def test_an_unknown_name_is_answered_as_kubectl_does() -> None:
     with pytest.raises(NotFound, match=r'server doesn.t have a resource type "podz", did you mean "pods"\?'):
         resource("podz")
