@@ -44,6 +44,8 @@ SCENARIO_STRUCTS = [
     model.BgpExpect,
     model.Routes,
     model.RoutesExpect,
+    model.Matrix,
+    model.MatrixExpect,
 ]
 
 

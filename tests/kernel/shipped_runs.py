@@ -28,6 +28,7 @@ FULL_MATRIX = os.environ.get("CNILAB_MATRIX") == "full"
 THOROUGH = ("flannel", "calico")
 # Services differ by the proxy's mode more than by the CNI; what every style makes of them shows services/types.
 SERVICES = {"services/types": ("flannel", "aws-vpc", "kube-router")}
+POLICED = ("flannel", "calico", "kube-router")  # nobody enforces; drops; refuses
 BOTH_MODES = ("flannel", "calico+nftables")
 # Further modes of a style, where they take another way or show another address.
 FURTHER_MODES = {
@@ -72,6 +73,8 @@ def styles_of(scenario: str, *, full: bool = FULL_MATRIX) -> tuple[str, ...]:
     named = tuple(style for style in limits if (":" in style or "+" in style) and not style.endswith(":"))
     styles += tuple(style for style in named if style not in styles)
     styles = tuple(style for style in styles if runs_under(limits, style))
+    if scenario.startswith("policy/"):
+        styles = tuple(style for style in styles if style in POLICED)
     if not full and scenario.startswith("services/"):
         chosen = SERVICES.get(scenario, BOTH_MODES)
         styles = tuple(style for style in styles if style in chosen) or styles
