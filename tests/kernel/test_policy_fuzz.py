@@ -33,7 +33,7 @@ from emulator.policy.model import Family
 from tests.policy.second_opinion import Place, passing
 from tests.policy.worlds import NAMESPACES, PORTS, TOPOLOGY, Object, World, changed, namespace, worlds
 
-pytestmark = pytest.mark.requires("netns", "veth", "iptables", "ipset", "ip", "mnexec")
+pytestmark = [pytest.mark.slow, pytest.mark.requires("netns", "veth", "iptables", "ipset", "ip", "mnexec")]
 
 WORLDS = int(os.environ.get("CNILAB_FUZZ_WORLDS", "10"))
 CHANGES = 3
