@@ -83,9 +83,7 @@ def test_macs_and_addresses_are_unique_and_device_names_fit_the_kernel(name: str
     behind_nat = {
         interface.peer for one in topology.machines for interface in one.interfaces if interface.name in one.nat
     }
-    every = [
-        address for interface in interfaces if interface.peer not in behind_nat for address in interface.addresses
-    ]
+    every = [address for interface in interfaces if interface.peer not in behind_nat for address in interface.addresses]
     assert len(set(every)) == len(every)
     devices = [switch.name for switch in topology.switches]
     devices += [port.device for switch in topology.switches for port in switch.ports]
