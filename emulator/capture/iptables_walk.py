@@ -62,7 +62,17 @@ _SWITCHES = (
     "--save-mark",
     "--validmark",
 )
-_OPEN_SWITCHES = ("--physdev-is-bridged", "--invert", "--rcheck", "--update", "--reap", "--rttl", "--return-nomatch", "--syn", "--vaddr")
+_OPEN_SWITCHES = (
+    "--physdev-is-bridged",
+    "--invert",
+    "--rcheck",
+    "--update",
+    "--reap",
+    "--rttl",
+    "--return-nomatch",
+    "--syn",
+    "--vaddr",
+)
 _OPTIONS_OF_TARGETS = (
     "--to-source",
     "--to-destination",
