@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import commands, dns_rate, first_packet, service_changes, services, use_labs
+from benchmarks import commands, dns_rate, every_style, first_packet, service_changes, services, use_labs
 from benchmarks.figures import HEADERS, Figure, as_json, as_markdown, cells, describe, machine
 from emulator.kernel.registry import BASE_VARIABLE
 
@@ -34,6 +34,7 @@ BENCHMARKS: dict[str, Callable[[bool], list[Figure]]] = {
     "fifty-nodes": use_labs.fifty_nodes,
     "mininet": use_labs.beside_mininet,
     "calico-mesh": use_labs.calico_mesh,
+    "styles": every_style.styles,
     "services": services.services,
     "service-changes": service_changes.service_changes,
     "first-packet": first_packet.first_packet,
