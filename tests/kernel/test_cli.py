@@ -195,14 +195,17 @@ def test_capture_streams_to_a_reader_until_that_has_enough(lab: None) -> None:
 
 def test_capture_ended_by_ctrl_c_is_written(lab: None, tmp_path: Path) -> None:
     file = tmp_path / "c.pcapng"
-    running = subprocess.Popen(
-        [*CNILAB, "capture", "-w", str(file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert running.stderr is not None
-    assert "Ctrl-C" in running.stderr.readline()
-    time.sleep(0.1)
-    running.send_signal(signal.SIGINT)
-    out, _ = running.communicate(timeout=20)
+    # A shell has its background jobs ignore Ctrl-C, and so would this one if the tests are such a job.
+    argv = ["env", "--default-signal=INT", *CNILAB, "capture", "-w", str(file)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        try:
+            assert running.stderr is not None
+            assert "Ctrl-C" in running.stderr.readline()
+            time.sleep(0.1)
+            running.send_signal(signal.SIGINT)
+            out, _ = running.communicate(timeout=20)
+        finally:
+            running.kill()
     assert running.returncode == 0
     assert f"packets in {file}" in out
     assert file.stat().st_size > 0
