@@ -9,7 +9,7 @@ from __future__ import annotations
 from benchmarks.figures import Figure, network_namespaces, settle
 from emulator import Lab
 from emulator.cni.styles import every_mode
-from emulator.errors import Unsupported, UserError
+from emulator.errors import DaemonError, Unsupported, UserError
 
 THREE = 1.0  # s beyond the protocols' own convergence: three nodes, nine pods
 FIFTY = 1.3  # times Flannel's: fifty nodes, a thousand pods, convergence apart
@@ -28,7 +28,8 @@ def _up(style: str, topology: str) -> tuple[float, float]:
 
 def styles(quick: bool) -> list[Figure]:
     """Each mode of each style on three nodes with nine pods; 50 nodes x 20 pods under kube-router and the AWS VPC CNI
-    in Flannel's time. Modes that this kernel cannot carry are left out."""
+    in Flannel's time. Modes that this kernel cannot carry are left out, and
+    a mesh of fifty whose sessions do not come up."""
     figures = []
     for style in every_mode():
         try:
@@ -42,7 +43,10 @@ def styles(quick: bool) -> list[Figure]:
         )
     flannel = [_up("flannel:vxlan", "fifty-nodes")[0] for _ in range(1 if quick else 3)]
     for style in ("kube-router", "aws-vpc"):
-        samples = [_up(style, "fifty-nodes") for _ in flannel]
+        try:
+            samples = [_up(style, "fifty-nodes") for _ in flannel]
+        except DaemonError:
+            continue  # a mesh of fifty needs more neighbours than a kernel keeps by default (README.md)
         ratios = tuple(wired / mine for (wired, _), mine in zip(samples, flannel, strict=True))
         note = f"routes after {max(waited for _, waited in samples):.1f} s more" if samples[0][1] else ""
         figures.append(Figure(f"{style}, 50 nodes, 1000 pods, over Flannel's time", "times", ratios, FIFTY, note=note))
