@@ -35,8 +35,9 @@ class Beside:
         self._loaded: dict[tuple[ProxyMode | None, ProxySettings], tuple[Proxy | None, str]] = {}
         self._told = config.Told(None, self._default)
         self._objects: tuple[object, ...] = ()
+        self._instead = ""
         if self._named is not None:
-            self._load(self._named, self._default)
+            self._proxy(self._named, self._default)
 
     @property
     def named(self) -> bool:
@@ -52,7 +53,7 @@ class Beside:
     def instead(self) -> str:
         """What does the work of the style's own service proxy where this kernel cannot carry that, for people; empty
         where it can, or nothing was to be done yet."""
-        return next((instead for _, instead in reversed(self._loaded.values()) if instead), "")
+        return self._instead
 
     def when(self, cluster: Cluster) -> Proxy | None:
         """The proxy that plans this cluster: none before the first Service, unless it was named. Raises ManifestError
@@ -62,11 +63,14 @@ class Beside:
             self._objects = cluster.objects
         if not self.named and not cluster.services:
             return None
-        mode = self._named or self._told.mode
-        key = (mode, self._told.settings)
-        if key not in self._loaded:
-            self._loaded[key] = self._load(mode, self._told.settings)
-        return self._loaded[key][0]
+        proxy, self._instead = self._proxy(self._named or self._told.mode, self._told.settings)
+        return proxy
+
+    def _proxy(self, mode: ProxyMode | None, settings: ProxySettings) -> tuple[Proxy | None, str]:
+        """Made once for a mode and settings: a proxy remembers what it wrote."""
+        if (mode, settings) not in self._loaded:
+            self._loaded[mode, settings] = self._load(mode, settings)
+        return self._loaded[mode, settings]
 
     def _load(self, mode: ProxyMode | None, settings: ProxySettings) -> tuple[Proxy | None, str]:
         if mode is None:
@@ -75,7 +79,7 @@ class Beside:
         if proxy is not None and (lacking := self._missing(proxy.requires)):
             raise Unsupported(
                 f"{proxy.title} is not possible here: this kernel has no {', '.join(lacking)}",
-                hint="`cnilab doctor` lists what is missing; --proxy iptables works everywhere",
+                hint="`cnilab doctor` lists what is missing; without --proxy a lab takes what this kernel can carry",
                 features=tuple(lacking),
             )
         return proxy, ""

@@ -464,9 +464,10 @@ class Runtime:
         self._ipam, self._given, self.cluster, self.plan, self._faults = ipam, given, cluster, plan, faults
         self._planned_by = self.proxy.when(cluster) if self.proxy is not None else None
         self.enforcement = self._enforced
-        self._forget_stale(before, cluster)
         self._set_timers(before, cluster, grace)
-        return self._commit(before, cluster, before_given, given)
+        events = self._commit(before, cluster, before_given, given)
+        self._forget_stale(before, cluster)  # last: the change holds, whether or not old flows could be looked through
+        return events
 
     def _advance(self) -> None:
         """Take the further steps of rollouts, as far as none of them has to wait for a pod to be ready or gone."""
