@@ -9,7 +9,6 @@ Sources: Linux include/uapi/linux/netfilter/nfnetlink_conntrack.h, net/netfilter
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -20,7 +19,8 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, NFCTSocket
 
 from emulator.errors import ApplyError
-from emulator.kernel.netlink import HEADER, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, TIMEOUT, attributes
+from emulator.kernel.netfilter_netlink import answers, attribute, opened, request
+from emulator.kernel.netlink import NLM_F_DUMP, attributes
 from emulator.kernel.netns import netns_path
 from emulator.kernel.syscalls import inside
 from emulator.proxy.conntrack import Entry
@@ -28,16 +28,13 @@ from emulator.proxy.conntrack import Entry
 GONE = 2  # ENOENT
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
-NETLINK_NETFILTER = 12
-IPCTNL_MSG_CT_GET = 1 << 8 | 1  # NFNL_SUBSYS_CTNETLINK
+NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET = 1, 1
 CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_FILTER = 1, 2, 25
 CTA_TUPLE_IP, CTA_TUPLE_PROTO = 1, 2
 CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT = 1, 2, 3
 CTA_FILTER_ORIG_FLAGS = 1
 BY_PROTOCOL = 1 << 3  # CTA_FILTER_F_CTA_PROTO_NUM
 NESTED = 0x8000
-RECEIVE = 1 << 18  # bytes: more than the kernel puts into one part of a dump
-_ERROR = struct.Struct("=i")
 _PORT = struct.Struct("!H")
 
 T = TypeVar("T")
@@ -47,11 +44,10 @@ def udp_entries(ns: str) -> list[Entry]:
     """The UDP entries of a namespace (by its name in the plan). Raises ApplyError."""
     try:
         with inside(netns_path(ns)):
-            opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
-        with opened:
-            opened.settimeout(TIMEOUT)
+            asked = opened()
+        with asked:
             return [
-                entry for family in FAMILIES for body in _dumped(opened, _udp_only(family)) for entry in _entry(body)
+                entry for family in FAMILIES for body in answers(asked, _udp_only(family)) for entry in _entry(body)
             ]
     except OSError as error:
         raise ApplyError(f"failed to look through the connection tracking of {ns}: {error}") from error
@@ -72,33 +68,11 @@ def forget(ns: str, entries: Collection[Entry]) -> int:
 
 def _udp_only(family: int) -> bytes:
     """The request for the UDP entries of a family; since Linux 5.8 the kernel leaves the others out."""
-    protocol = _attribute(CTA_PROTO_NUM, bytes([socket.IPPROTO_UDP]))
-    tuple_orig = _attribute(CTA_TUPLE_ORIG | NESTED, _attribute(CTA_TUPLE_PROTO | NESTED, protocol))
-    flags = _attribute(CTA_FILTER_ORIG_FLAGS, struct.pack("=I", BY_PROTOCOL))
-    body = struct.pack("=BBH", family, 0, 0) + tuple_orig + _attribute(CTA_FILTER | NESTED, flags)
-    return HEADER.pack(HEADER.size + len(body), IPCTNL_MSG_CT_GET, NLM_F_REQUEST | NLM_F_DUMP, 1, 0) + body
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    return struct.pack("=HH", len(value) + 4, kind) + value + bytes(-len(value) % 4)
-
-
-def _dumped(opened: socket.socket, request: bytes) -> Iterator[memoryview]:
-    """The bodies of the answers, behind struct nfgenmsg. Raises OSError."""
-    opened.send(request)
-    while True:
-        part = memoryview(opened.recv(RECEIVE))
-        offset = 0
-        while offset + HEADER.size <= len(part):
-            length, kind, _flags, _number, _port = HEADER.unpack_from(part, offset)
-            body = part[offset + HEADER.size : offset + length]
-            if kind in (NLMSG_ERROR, NLMSG_DONE):
-                (code,) = _ERROR.unpack_from(body) if len(body) >= _ERROR.size else (0,)
-                if code:
-                    raise OSError(-code, os.strerror(-code))
-                return
-            yield body[4:]
-            offset += (length + 3) & ~3
+    protocol = attribute(CTA_PROTO_NUM, bytes([socket.IPPROTO_UDP]))
+    tuple_orig = attribute(CTA_TUPLE_ORIG | NESTED, attribute(CTA_TUPLE_PROTO | NESTED, protocol))
+    flags = attribute(CTA_FILTER_ORIG_FLAGS, struct.pack("=I", BY_PROTOCOL))
+    wanted = tuple_orig + attribute(CTA_FILTER | NESTED, flags)
+    return request(NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET, NLM_F_DUMP, family, wanted)
 
 
 def _delete(entries: Iterable[Entry], conntrack: Any) -> int:
