@@ -31,6 +31,7 @@ _CONSTANTS: dict[str, bool | None] = {
 _INTEGER = re.compile(r"[-+]?(?:0b[01]+|0o?[0-7]+|0x[0-9a-fA-F]+|0|[1-9][0-9]*)", re.ASCII)
 _FLOAT = re.compile(r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?", re.ASCII)
 _NUMERIC_START = frozenset("0123456789+-.")
+_TOO_DEEP = "exceeded maximum nesting depth"  # libyaml's own limit, since 0.2.6 (src/scanner.c); higher than ours
 INT64_DIGITS = 20  # characters of the longest 64-bit integer; Go reads longer ones as floating point
 
 
@@ -67,6 +68,8 @@ def _events(text: str) -> Iterator[Any]:
         yield from yaml.parse(text, Loader=_LOADER)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
+        if error.problem == _TOO_DEEP:  # found by looking ahead, before any event of the hundred-and-first level
+            raise Malformed(f"nested more than {DEPTH_MAX} levels deep", mark.line + 1 if mark else 0) from None
         reason = " ".join(part for part in (error.context, error.problem) if part)
         raise Malformed(f"not valid YAML: {reason}", mark.line + 1 if mark else 0) from None
     except yaml.reader.ReaderError as error:
