@@ -143,6 +143,7 @@ def test_a_later_version_of_edns_is_refused() -> None:
         (b"\x12\x34\x01\x00\x00\x01" + bytes(6) + b"\x40abc", dns.rcode.FORMERR),
         (b"\x12\x34\x01\x00\x00\x01" + bytes(6) + b"\xc0\x0c\x00\x01\x00\x01", dns.rcode.FORMERR),  # points to itself
     ],
+    ids=["class", "transfer", "status", "no-question", "two-questions", "label-type", "pointer-loop"],
 )
 def test_what_cannot_be_answered_is_refused(wire: bytes, rcode: dns.rcode.Rcode) -> None:
     reply = read(wire)
