@@ -2,20 +2,23 @@
 
 A veth has a carrier once both its ends are up, but the kernel tells the first end so from a work queue
 (net/core/link_watch.c): until then its queue drops what is sent, and a bridge does not forward through it
-(br_port_carrier_check). On an idle machine that takes microseconds, on a busy one longer than a first packet. The
-bridge plugin waits for the same reason (containernetworking/plugins, plugins/main/bridge: port state forwarding).
+(br_port_carrier_check). On an idle machine that takes microseconds, on a busy one longer than a first packet; for an
+end whose queue does not change the kernel lets up to a second go by since its last look (linkwatch_urgent_event): the
+end of a cable between two bridges that comes up last is such a one. Asked for one device, and not for a table of them,
+kernels from 6.8 on look at once (rtnl_getlink: linkwatch_sync_dev). So a device that is not ready is asked for by name.
+The bridge plugin waits for the same reason (containernetworking/plugins, plugins/main/bridge: port state forwarding).
 """
 
 from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Literal
 
 from emulator.errors import ApplyError
-from emulator.kernel.netlink import Channel, attributes
+from emulator.kernel.netlink import ATTRIBUTE, Channel, Request, attributes
 
 RTM_GETLINK = 18
 IFLA_IFNAME, IFLA_OPERSTATE, IFLA_LINKINFO = 3, 16, 18
@@ -28,6 +31,7 @@ Awaited = Literal["cable", "port", "bridge"]
 
 TIMEOUT = 10.0  # seconds; link_watch works at least once a second
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.05  # seconds between looks
+NAMED_AT_ONCE = 64  # devices: the answers about them fit into a socket's buffer
 
 
 def await_carrier(
@@ -44,6 +48,7 @@ def await_carrier(
         for ns in list(missing):
             with channel(ns) as opened:
                 missing[ns] -= _carrying(opened, wanted[ns])
+                _have_looked_at(opened, missing[ns])
             if not missing[ns]:
                 del missing[ns]
         if not missing:
@@ -53,6 +58,19 @@ def await_carrier(
             raise ApplyError(f"no carrier after {TIMEOUT:g} s on {names}", subject=names)
         time.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def _have_looked_at(channel: Channel, devices: Iterable[str]) -> None:
+    """Have the kernel work out now what it knows of these devices' carriers, where it is one that does."""
+    requests = [Request(RTM_GETLINK, 0, _named(device)) for device in devices]
+    for start in range(0, len(requests), NAMED_AT_ONCE):
+        channel.submit(requests[start : start + NAMED_AT_ONCE])  # a device that is gone is told of later, by its name
+
+
+def _named(device: str) -> bytes:
+    name = device.encode() + b"\0"
+    attribute = ATTRIBUTE.pack(ATTRIBUTE.size + len(name), IFLA_IFNAME) + name
+    return _IFINFO.pack(0, 0, 0, 0, 0) + attribute + bytes(-len(attribute) & 3)
 
 
 def _carrying(channel: Channel, wanted: Mapping[str, Awaited]) -> set[str]:

@@ -238,9 +238,11 @@ class Wiring:
         if far[0] not in opened:
             opened[far[0]] = os.open(self._path(far[0]), os.O_RDONLY | os.O_CLOEXEC)
             stack.callback(os.close, opened[far[0]])
-        self._awaited[near[0]][near[1]] = "port" if near in ports else "cable"
-        if near in ports:
-            self._awaited[near[0]][ports[near].bridge] = "bridge"
+        self._awaited[near[0]][near[1]] = "cable"
+        for ns, device in (near, far):  # the far end comes up last and sends at once, but a bridge hears of it late
+            if (ns, device) in ports:
+                self._awaited[ns][device] = "port"
+                self._awaited[ns][ports[ns, device].bridge] = "bridge"
         request = messages.veth(
             item,
             near[1],

@@ -10,7 +10,11 @@ import pytest
 
 from emulator.errors import ApplyError
 from emulator.kernel import carrier
+from emulator.kernel.applier import Applier
 from emulator.kernel.netlink import Channel
+from emulator.kernel.netns import netns_path
+from emulator.plan.diff import Operation
+from emulator.plan.model import AnyObject, Bridge, BridgePort, Namespace, Veth
 
 pytestmark = pytest.mark.sandbox
 
@@ -58,3 +62,21 @@ def test_port_that_learns_only_is_not_yet_ready(monkeypatch: pytest.MonkeyPatch)
     carrier.await_carrier(open_here, {"underlay": {"near": "cable"}})
     with pytest.raises(ApplyError, match="no carrier"):
         carrier.await_carrier(open_here, {"underlay": {"near": "port"}})
+
+
+def test_a_cable_between_two_bridges_carries_at_both_ends_when_the_change_is_made() -> None:
+    ends = ("pod/one", "pod/two")
+    items: list[AnyObject] = [Namespace(ns=ns, role="pod", hostname=ns[4:]) for ns in ends]
+    items += [Bridge(ns=ns, name="br0", mtu=1500) for ns in ends]
+    items.append(Veth(ns=ends[0], name="cable", mtu=1500, peer_ns=ends[1], peer="cable"))
+    items += [BridgePort(ns=ns, device="cable", bridge="br0") for ns in ends]
+    applier = Applier()
+    for _ in range(3):  # the kernel looks once a second by itself, so a second cable would have to wait for that
+        applier.apply([Operation(verb="add", new=item) for item in items])
+        ready = []
+        for ns in ends:
+            with Channel(netns_path(ns)) as channel:
+                ready.append(carrier._carrying(channel, {"cable": "port", "br0": "bridge"}))
+        assert ready == [{"cable", "br0"}, {"cable", "br0"}]
+        applier.apply([Operation(verb="remove", old=item) for item in reversed(items)])
+    applier.close()
