@@ -248,7 +248,7 @@ class Index:
                 for address in map(plain, item.addresses):
                     machine.addresses.add(address)
                     self.owners.setdefault(address, item.ns)
-            case Neighbour():
+            case Neighbour() if item.mac:
                 machine.neighbours[item.device, plain(item.address)] = item
             case FdbEntry():
                 machine.entries[item.device, item.mac] = item

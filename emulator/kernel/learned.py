@@ -121,9 +121,9 @@ def wait_learned(
 ) -> None:
     """Return once every route of ``wanted`` is in its kernel table.
 
-    Raises DaemonError with the routes that are missing when for ``timeout`` seconds none has come (a mesh of fifty
-    nodes takes a minute, and is not stuck), or as soon as a daemon of a namespace that still waits has died; ``log``
-    holds what its daemons said last.
+    Raises DaemonError with the routes that are missing when for ``timeout`` seconds none has come (a large
+    mesh takes longer as a whole, and is not stuck), or as soon as a daemon of a namespace that still waits has died;
+    ``log`` holds what its daemons said last.
     """
     grouped: defaultdict[str, list[Route]] = defaultdict(list)
     for item in wanted:

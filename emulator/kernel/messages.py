@@ -38,8 +38,10 @@ RTM_NEWRULE, RTM_DELRULE = 32, 33
 IFF_UP = 0x1
 IFA_F_NODAD = 0x02
 IFA_F_NOPREFIXROUTE = 0x200
+NUD_NONE = 0x00
 NUD_PERMANENT = 0x80
 NTF_SELF = 0x02
+NTF_EXT_LEARNED = 0x10
 AF_BRIDGE = 7
 RTNH_F_ONLINK = 4
 FR_ACT_TO_TBL = 1
@@ -249,12 +251,14 @@ def address(subject: Address, index: int, *, remove: bool = False) -> Request:
 
 @lru_cache(maxsize=16384)
 def _neighbour(index: int, target: str, mac: str) -> bytes:
-    fields = {"family": family_of(target), "ifindex": index, "state": NUD_PERMANENT, "ndm_type": 1}
-    return _payload(ndmsg(), fields, [("NDA_DST", target), ("NDA_LLADDR", mac)])
+    fields = {"family": family_of(target), "ifindex": index, "ndm_type": 1}
+    if not mac:
+        return _payload(ndmsg(), {**fields, "state": NUD_NONE, "flags": NTF_EXT_LEARNED}, [("NDA_DST", target)])
+    return _payload(ndmsg(), {**fields, "state": NUD_PERMANENT}, [("NDA_DST", target), ("NDA_LLADDR", mac)])
 
 
 def neighbour(subject: Neighbour, index: int, *, remove: bool = False) -> Request:
-    """A permanent ARP or NDP entry; it replaces what the kernel may have learnt."""
+    """A permanent ARP or NDP entry, or room for one; it replaces what the kernel may have learnt."""
     payload = _neighbour(index, subject.address, subject.mac)
     return Request(RTM_DELNEIGH, 0, payload, subject) if remove else Request(RTM_NEWNEIGH, PUT, payload, subject)
 

@@ -1,9 +1,9 @@
 """The kernel's table of neighbours (ARP and NDP), which all network namespaces of the machine share.
 
 It holds ``gc_thresh3`` entries (1024 by default) besides the permanent ones, over all namespaces together. When it is
-full, new neighbours are not resolved until others go stale: packets vanish, and a BGP mesh of fifty nodes, which has
-2450 neighbours, takes minutes to come up. The limit belongs to the machine, and labs change nothing there; what they
-can do is to say so. Only the machine's own network namespace shows these files.
+full, new neighbours are not resolved until others go stale: packets vanish. Machines of large segments have room of
+their own (``emulator.plan.neighbours``), pods have not. The limit belongs to the machine, and labs change nothing
+there; what they can do is to say so. Only the machine's own network namespace shows these files.
 
 Source: net/core/neighbour.c, ``neigh_alloc`` ("neighbor table overflow!").
 """

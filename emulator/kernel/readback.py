@@ -126,7 +126,7 @@ class _Comparison:
         self._links()
         self._compare("address", self._planned_addresses(), self._addresses())
         self._compare("route", self._planned_routes(), self._routes())
-        self._compare("neighbour", self._planned(Neighbour, _neighbour), self.reader.neighbours())
+        self._compare("neighbour", self._planned_neighbours(), self.reader.neighbours())
         self._compare("forwarding entry", self._planned(FdbEntry, _fdb), self.reader.forwarding())
         self._compare("policy rule", self._planned(PolicyRule, _rule), self.reader.rules())
         return self.found
@@ -223,6 +223,11 @@ class _Comparison:
 
     def _planned(self, kind: type[AnyObject], key: Callable[[AnyObject], T]) -> dict[T, str]:
         return {key(item): describe(item) for item in self.items if type(item) is kind and item.ns == self.ns}
+
+    def _planned_neighbours(self) -> dict[tuple[str, str, str], str]:
+        """Those with a MAC. Room for others is dropped with a carrier, as what the kernel found by asking is."""
+        planned = self._planned(Neighbour, _neighbour)
+        return {key: words for key, words in planned.items() if key[2]}
 
     def _planned_addresses(self) -> dict[SeenAddress, str]:
         planned = {}

@@ -123,6 +123,8 @@ def _address(item: Address) -> str:
 
 @describe.register
 def _neighbour(item: Neighbour) -> str:
+    if not item.mac:
+        return f"neighbour {item.address} dev {item.device} (room, found by {'NDP' if ':' in item.address else 'ARP'})"
     return f"neighbour {item.address} lladdr {item.mac} dev {item.device} permanent"
 
 

@@ -209,7 +209,8 @@ class Address(PlanObject, frozen=True, kw_only=True):
 
 
 class Neighbour(PlanObject, frozen=True, kw_only=True):
-    """A permanent ARP or NDP entry."""
+    """A permanent ARP or NDP entry. Without ``mac`` it is room for what the kernel will find by asking, beyond what its
+    table holds otherwise (``emulator.plan.neighbours``)."""
 
     device: str
     address: str

@@ -35,6 +35,7 @@ from emulator.plan.model import (
     Sysctl,
     Veth,
 )
+from emulator.plan.neighbours import room_for_neighbours
 
 COMPONENT = "topology"
 
@@ -80,6 +81,7 @@ def underlay(topology: Topology) -> Iterator[AnyObject]:
     for machine in topology.machines:
         yield from _addressing(machine)
         yield from _masquerading(machine)
+    yield from room_for_neighbours(topology, COMPONENT)
 
 
 _ROLE = {
