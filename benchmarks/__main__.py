@@ -35,6 +35,7 @@ BENCHMARKS: dict[str, Callable[[bool], list[Figure]]] = {
     "mininet": use_labs.beside_mininet,
     "calico-mesh": use_labs.calico_mesh,
     "styles": every_style.styles,
+    "fifty-by-bgp": every_style.fifty_by_bgp,
     "services": services.services,
     "service-changes": service_changes.service_changes,
     "first-packet": first_packet.first_packet,

@@ -8,15 +8,28 @@ from __future__ import annotations
 
 from benchmarks.figures import Figure, network_namespaces, settle
 from emulator import Lab
+from emulator.cluster.model import Topology
+from emulator.cluster.topology import parse_topology
 from emulator.cni.styles import every_mode
-from emulator.errors import DaemonError, Unsupported, UserError
+from emulator.errors import Unsupported, UserError
 
+REFLECTED = """\
+name: fifty-reflected
+podCIDRs: [10.244.0.0/16]
+pods: 20
+switches: [{name: s1, cidrs: [192.168.50.0/24]}]
+nodes:
+  - {prefix: r, count: 2, switch: s1, annotations: {kube-router.io/rr.server: "42"}}
+  - {prefix: n, count: 48, switch: s1, annotations: {kube-router.io/rr.client: "42"}}
+routers: [{name: tor, switch: s1}]
+"""
 THREE = 1.0  # s beyond the protocols' own convergence: three nodes, nine pods
 FIFTY = 1.3  # times Flannel's: fifty nodes, a thousand pods, convergence apart
+REFLECTORS = 10.0  # s from the daemons' start to the last route: fifty nodes with two route reflectors
 ROUTING = "waiting for routing"
 
 
-def _up(style: str, topology: str) -> tuple[float, float]:
+def _up(style: str, topology: str | Topology) -> tuple[float, float]:
     """Seconds to wire a lab, and to wait for routes."""
     before = network_namespaces()
     with Lab(topology, style) as lab:
@@ -27,9 +40,7 @@ def _up(style: str, topology: str) -> tuple[float, float]:
 
 
 def styles(quick: bool) -> list[Figure]:
-    """Each mode of each style on three nodes with nine pods; 50 nodes x 20 pods under kube-router and the AWS VPC CNI
-    in Flannel's time. Modes that this kernel cannot carry are left out, and
-    a mesh of fifty whose sessions do not come up."""
+    """Each mode of each style on three nodes with nine pods. Modes that this kernel cannot carry are left out."""
     figures = []
     for style in every_mode():
         try:
@@ -41,13 +52,27 @@ def styles(quick: bool) -> list[Figure]:
         figures.append(
             Figure(f"{style}, 3 nodes, 9 pods", "s", tuple(wired for wired, _ in samples), THREE, note=converged)
         )
-    flannel = [_up("flannel:vxlan", "fifty-nodes")[0] for _ in range(1 if quick else 3)]
-    for style in ("kube-router", "aws-vpc"):
-        try:
-            samples = [_up(style, "fifty-nodes") for _ in flannel]
-        except DaemonError:
-            continue  # a mesh of fifty needs more neighbours than a kernel keeps by default (README.md)
-        ratios = tuple(wired / mine for (wired, _), mine in zip(samples, flannel, strict=True))
-        note = f"routes after {max(waited for _, waited in samples):.1f} s more" if samples[0][1] else ""
-        figures.append(Figure(f"{style}, 50 nodes, 1000 pods, over Flannel's time", "times", ratios, FIFTY, note=note))
     return figures
+
+
+def fifty_by_bgp(quick: bool) -> list[Figure]:
+    """50 nodes x 20 pods under kube-router and the AWS VPC CNI, each lab right after one of Flannel, in its time; and
+    how long BGP takes to bring every route, in the mesh of all nodes (1,225 sessions) and by two route reflectors."""
+    ratios: dict[str, list[float]] = {"kube-router": [], "aws-vpc": []}
+    mesh = []
+    for _ in range(1 if quick else 3):
+        flannel, _none = _up("flannel:vxlan", "fifty-nodes")
+        for style, of_flannel in ratios.items():
+            wired, waited = _up(style, "fifty-nodes")
+            of_flannel.append(wired / flannel)
+            if waited:
+                mesh.append(waited)
+    reflected = [_up("kube-router", parse_topology(REFLECTED, "fifty-reflected"))[1] for _ in mesh]
+    return [
+        *(
+            Figure(f"{style}, 50 nodes, 1000 pods, over Flannel's time", "times", tuple(each), FIFTY, note="BGP apart")
+            for style, each in ratios.items()
+        ),
+        Figure("kube-router, 50 nodes, mesh of BGP, until the last route", "s", tuple(mesh)),
+        Figure("kube-router, 50 nodes, two route reflectors, until the last route", "s", tuple(reflected), REFLECTORS),
+    ]
