@@ -7,13 +7,15 @@
     ip           client ── VIP:80 ── balancer: DNAT to pod:port, masquerade ───────── pod
     passthrough  client ── VIP:80 ── balancer: routed as it is, to a node ────────── node ── kube-proxy takes the VIP
 
-A target is chosen by the hash of the client's address and port, or by its address alone with sessionAffinity. Nodes get
-nothing if their health check would fail: under externalTrafficPolicy Local the Service's health check node port, else
-whether the node is up. The outcome of these checks is worked out; no probes travel, and none is late. If all nodes
-fail, all get traffic, as AWS and Google have it. What no port of a Service is for gets no answer.
+A target is chosen by the hash of the client's address and port, or by its address alone with sessionAffinity. Those
+that fail their health check (``emulator.balancer.health``) get nothing: nodes are asked on the Service's health check
+node port under externalTrafficPolicy Local, else by a connection to the node port, or where packets are passed through
+on kube-proxy's own port; pods by a connection to theirs. If all fail, all get traffic, as AWS and Google have it. What
+no port of a Service is for gets no answer.
 
 Sources: docs.aws.amazon.com "Network Load Balancers: target groups" (health, fail open, client IP preservation);
-cloud.google.com "External passthrough Network Load Balancer overview"; kubernetes.io, "Service", ipMode; nft(8).
+cloud.google.com "External passthrough Network Load Balancer overview"; kubernetes.io, "Service", ipMode; kubernetes/
+cloud-provider-gcp (kube-proxy's healthz port for nodes); nft(8).
 """
 
 from __future__ import annotations
@@ -22,6 +24,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from emulator.balancer.announcing import EXCLUDED, balanced
+from emulator.balancer.health import (
+    Check,
+    Watched,
+    fit,
+    health_checker,
+    health_notices,
+    http_check,
+    tcp_check,
+)
 from emulator.cluster.model import Cluster, LoadBalancer, Machine, Node
 from emulator.cluster.services import EndpointSlice, Service, ServicePort
 from emulator.cni.bgp_fabric import gateway
@@ -29,7 +40,8 @@ from emulator.cni.style import Style
 from emulator.errors import Unsupported, UserError
 from emulator.plan.addressing import contains, default_route, family_of, host_prefix, of_family
 from emulator.plan.model import Address, AnyObject, Family, NftChain, NftRules, PolicyRule, Route
-from emulator.proxy.endpoints import local_ready, targets
+from emulator.proxy.endpoints import targets
+from emulator.proxy.health import OWN_PORT
 
 COMPONENT = "cloud load balancer (stand-in)"
 TABLE = "balancer"
@@ -39,11 +51,14 @@ RULE_PRIORITY = 1000
 
 @dataclass(frozen=True)
 class Target:
-    """Where a connection may go. ``node`` is set where packets are passed through."""
+    """Where a connection may go. ``mark`` says the node where packets are passed through. ``name`` is what its health
+    is known by."""
 
     address: str
-    port: int = 0
-    mark: int = 0
+    port: int
+    mark: int
+    name: str
+    check: Check
 
 
 @dataclass(frozen=True)
@@ -52,7 +67,7 @@ class Cloud:
 
     balancer: LoadBalancer
     style: Style
-    stand_in: str = "a router with nftables for a cloud's load balancer; its health checks are worked out, not sent"
+    stand_in: str = "a router with nftables for a cloud's load balancer, a daemon of cnilab's for its health checks"
     requires: tuple[str, ...] = ("nft-program", "nft-nat")
 
     @property
@@ -86,14 +101,20 @@ class Cloud:
                     )
 
     def notices(self, cluster: Cluster) -> tuple[str, ...]:
-        if self.balancer.targets != "instance":
-            return ()
-        return tuple(
-            f"Service {service.key} has no node ports (allocateLoadBalancerNodePorts: false): the load balancer has "
-            "nowhere to send to"
-            for service, _ in balanced(cluster, self.balancer)
-            if not all(port.node_port for port in service.ports)
-        )
+        return tuple(self._notices(cluster))
+
+    def _notices(self, cluster: Cluster) -> Iterator[str]:
+        for service, slices in balanced(cluster, self.balancer):
+            if self.balancer.targets == "instance" and not all(port.node_port for port in service.ports):
+                yield (
+                    f"Service {service.key} has no node ports (allocateLoadBalancerNodePorts: false): the load "
+                    "balancer has nowhere to send to"
+                )
+            for port in service.ports:
+                names = [
+                    each.name for family in (4, 6) for each in self._targets(cluster, service, port, slices, family)
+                ]
+                yield from health_notices(cluster.target_health, names)
 
     def node(self, cluster: Cluster, node: Node) -> Iterable[AnyObject]:
         return ()
@@ -101,16 +122,23 @@ class Cloud:
     def machine(self, cluster: Cluster, machine: Machine) -> Iterator[AnyObject]:
         if machine.name != self.balancer.machine:
             return
+        watched: list[Watched] = []
         for family in dict.fromkeys(one.family for one in self.balancer.ranges):
-            found = [
+            candidates = [
                 (service, port, one.address, self._targets(cluster, service, port, slices, family))
                 for service, slices in balanced(cluster, self.balancer)
                 for one in service.load_balancer
                 if family_of(one.address) == family
                 for port in service.ports
             ]
-            if not found:
+            if not candidates:
                 continue
+            for *_, each in candidates:
+                watched += [Watched(one.name, one.address, one.check, _own(machine, one.address)) for one in each]
+            found = [
+                (service, port, address, fit(cluster.target_health, each, [one.name for one in each]))
+                for service, port, address, each in candidates
+            ]
             addresses = tuple(dict.fromkeys(address for _, _, address, _ in found))
             if self.balancer.targets == "passthrough":
                 yield from self._ways(cluster, machine, family)
@@ -132,34 +160,38 @@ class Cloud:
                 component=COMPONENT,
                 why="sends connections to Services' addresses to their targets",
             )
+        yield from health_checker(machine.ns, watched)
 
     # -- targets ----------------------------------------------------------------------------------------------
 
     def _targets(
         self, cluster: Cluster, service: Service, port: ServicePort, slices: Sequence[EndpointSlice], family: Family
     ) -> tuple[Target, ...]:
-        mine = [one for one in slices if one.family == family]
+        """Everything that connections may go to if it passes its health check."""
+        group = f"{service.key}:{port.port}/{port.protocol}"
         if self.balancer.targets == "ip":
-            return tuple(Target(each.address, each.port) for each in targets(mine, port) if each.endpoint.ready)
+            mine = [one for one in slices if one.family == family]
+            return tuple(
+                Target(each.address, each.port, 0, f"{group} {place(each.address, each.port)}", self._check(each.port))
+                for each in targets(mine, port)
+                if each.endpoint.ready
+            )
         if not port.node_port and self.balancer.targets == "instance":
             return ()
-        nodes = {
-            number: node
-            for number, node in enumerate(cluster.nodes, FIRST_MARK)
-            if EXCLUDED not in node.labels and of_family(node.addresses, family)
-        }
-        healthy = {number for number, node in nodes.items() if self._passes(cluster, service, mine, node)} or {*nodes}
+        if service.health_port:
+            check = http_check(service.health_port, self.balancer.health)
+        elif self.balancer.targets == "passthrough":
+            check = http_check(OWN_PORT, self.balancer.health)
+        else:
+            check = self._check(port.node_port)
         return tuple(
-            Target(of_family(node.addresses, family), port.node_port, number)
-            for number, node in nodes.items()
-            if number in healthy
+            Target(address, port.node_port, number, f"{group} {node.name} ({place(address, check.port)})", check)
+            for number, node in enumerate(cluster.nodes, FIRST_MARK)
+            if EXCLUDED not in node.labels and (address := of_family(node.addresses, family))
         )
 
-    def _passes(self, cluster: Cluster, service: Service, slices: Sequence[EndpointSlice], node: Node) -> bool:
-        """Whether the node passes its health check."""
-        if node.name in cluster.not_ready_nodes:
-            return False
-        return service.external_policy != "Local" or local_ready(service, slices, node.name) > 0
+    def _check(self, port: int) -> Check:
+        return tcp_check(port, self.balancer.health)
 
     # -- rules --------------------------------------------------------------------------------------------------
 
@@ -182,8 +214,8 @@ class Cloud:
             key = f"{ip} saddr" if service.affinity else f"{ip} saddr . {protocol} sport"
             for index, each in enumerate(chosen):
                 picked = f" jhash {key} mod {len(chosen)} seed 0x1 {index}" if len(chosen) > 1 else ""
-                place = f"{each.address}:{each.port}" if ip == "ip" else f"[{each.address}]:{each.port}"
-                verdict = f"meta mark set {each.mark:#x} accept" if passes else f"dnat to {place}"
+                to = place(each.address, each.port)
+                verdict = f"meta mark set {each.mark:#x} accept" if passes else f"dnat to {to}"
                 listeners.append(f"{match}{picked} {verdict} {comment}")
         if allowed:
             yield NftChain("allowed", tuple(allowed), hook="type filter hook prerouting priority -110")
@@ -230,6 +262,18 @@ class Cloud:
         known = [route.destination for route in machine.routes if route.destination != default_route(family_of(cidr))]
         known += [item.destination for item in self.style.router(cluster, machine) if isinstance(item, Route)]
         return any(contains(each, base) for each in known)
+
+
+def place(address: str, port: int) -> str:
+    """``192.0.2.1:80``, ``[2001:db8::1]:80``."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def _own(machine: Machine, address: str) -> str:
+    """The machine's own address towards ``address``: health checks do not come from that of a Service."""
+    device = gateway(machine, address)[1]
+    own = (text.partition("/")[0] for item in machine.interfaces if item.name == device for text in item.addresses)
+    return of_family(tuple(own), family_of(address))
 
 
 def _device(machine: Machine, address: str) -> str:

@@ -170,6 +170,7 @@ class _Assembly:
             made={owner: count for owner, count in self.made.items() if owner in owners},
             replica_sets=tuple(self.replica_sets),
             rolling=tuple(dict.fromkeys(self.rolling)),
+            target_health=self.previous.target_health if self.previous is not None else {},
         )
         return with_services(cluster, self.previous, down=self.down)
 

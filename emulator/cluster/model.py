@@ -207,13 +207,24 @@ class AddressRange(msgspec.Struct, frozen=True):
         return parsed.version == self.family and self.low <= int(parsed) <= self.high
 
 
+class HealthTimes(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How often a balancer asks its targets (``interval``, s), how long it waits for an answer (``timeout``, s), and
+    how many good or bad answers in a row it takes to believe them. 0: as the implementation has it by default."""
+
+    interval: float = 0.0
+    timeout: float = 0.0
+    healthy: int = 0
+    unhealthy: int = 0
+
+
 class LoadBalancer(msgspec.Struct, frozen=True, omit_defaults=True):
     """What implements type LoadBalancer. It gives addresses of ``ranges`` to Services of ``service_class`` or of none.
 
     MetalLB announces from ``nodes`` (empty: all); in mode BGP as ``asn``, to the routers ``peers`` (empty: each that
     has an AS number and shares a link with the node), with ``hold_time`` in seconds. A cloud's balancer is the router
     ``machine``; it sends to ``targets`` node ports, pods, or nodes with the packet as it is, and unless
-    ``preserve_client_ip`` as itself; ``proxy``: it says so in the status (``ipMode: Proxy``).
+    ``preserve_client_ip`` as itself; ``proxy``: it says so in the status (``ipMode: Proxy``). It checks its targets by
+    ``health``.
     """
 
     kind: BalancerKind
@@ -227,6 +238,7 @@ class LoadBalancer(msgspec.Struct, frozen=True, omit_defaults=True):
     targets: BalancerTargets = "instance"
     preserve_client_ip: bool = False
     proxy: bool = False
+    health: HealthTimes = HealthTimes()
 
 
 class Topology(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -416,7 +428,8 @@ class Cluster(msgspec.Struct, frozen=True):
     ``not_ready_nodes`` those whose pods are no endpoints, because they are down. ``replica_sets`` are those of each
     Deployment, the one with its template last; ``rolling`` the workloads (``namespace/Kind/name``) for which there is
     more to do than this one step. ``pending`` are lines for people: the Services that a load balancer should have given
-    an address, and why it did not.
+    an address, and why it did not. ``target_health`` is what the load balancer's health checks have found so far, by
+    the names of targets: ``healthy``, or ``initial`` or ``unhealthy`` with a reason.
     """
 
     topology: Topology
@@ -431,6 +444,7 @@ class Cluster(msgspec.Struct, frozen=True):
     replica_sets: tuple[ReplicaSet, ...] = ()
     rolling: tuple[str, ...] = ()
     pending: tuple[str, ...] = ()
+    target_health: dict[str, str] = {}
 
     def node(self, name: str) -> Node:
         """The node of that name; KeyError if there is none."""

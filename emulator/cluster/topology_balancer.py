@@ -11,8 +11,8 @@ from typing import Any, get_args
 
 from emulator.cluster import validation
 from emulator.cluster.decode import near
-from emulator.cluster.model import AddressRange, BalancerKind, BalancerTargets, LoadBalancer, Machine
-from emulator.cluster.topology_file import Faults, LoadBalancerEntry, TopologyFile
+from emulator.cluster.model import AddressRange, BalancerKind, BalancerTargets, HealthTimes, LoadBalancer, Machine
+from emulator.cluster.topology_file import Faults, HealthCheckEntry, LoadBalancerEntry, TopologyFile
 
 RANGES_MAX = 64  # pools are few; their size is not limited
 HOLD_TIMES = range(3, 65536)  # s: RFC 4271, 4.2; MetalLB refuses less than 3 as well
@@ -27,8 +27,16 @@ _ONLY = {
     "targets": "cloud",
     "preserve_client_ip": "cloud",
     "ip_mode": "cloud",
+    "health_check": "cloud",
 }
-_SPELT = {"hold_time": "holdTime", "preserve_client_ip": "preserveClientIP", "ip_mode": "ipMode"}
+_SPELT = {
+    "hold_time": "holdTime",
+    "preserve_client_ip": "preserveClientIP",
+    "ip_mode": "ipMode",
+    "health_check": "healthCheck",
+}
+SECONDS = (0.1, 300.0)  # of a health check; AWS has whole seconds from 5, which is long for a lab
+THRESHOLDS = range(1, 11)  # answers in a row; AWS has 2 to 10
 
 
 def resolve_balancer(file: TopologyFile, machines: Sequence[Machine], faults: Faults) -> LoadBalancer | None:
@@ -76,6 +84,7 @@ def resolve_balancer(file: TopologyFile, machines: Sequence[Machine], faults: Fa
         targets=targets,
         preserve_client_ip=bool(entry.preserve_client_ip),
         proxy=entry.ip_mode == "Proxy",
+        health=_health(entry.health_check),
     )
 
 
@@ -180,6 +189,7 @@ def _check_cloud(
         _fault(faults, "machine", validation.invalid(entry.machine, reason))
     if entry.targets is not None and entry.targets not in get_args(BalancerTargets):
         _fault(faults, "targets", validation.unsupported(entry.targets, get_args(BalancerTargets)))
+    _check_health(entry.health_check, faults)
     if entry.ip_mode is not None and entry.ip_mode not in ("VIP", "Proxy"):
         _fault(faults, "ipMode", validation.unsupported(entry.ip_mode, ("VIP", "Proxy")))
     if machine is None:
@@ -203,6 +213,29 @@ def _check_cloud(
         elif on_link and not own:
             reason = f"{machine.name} is not on this subnet, and nobody there would find it"
             _fault(faults, f"addresses[{index}]", validation.invalid(str(one), reason))
+
+
+def _check_health(entry: HealthCheckEntry | None, faults: Faults) -> None:
+    if entry is None:
+        return
+    low, high = SECONDS
+    for field, seconds in (("interval", entry.interval), ("timeout", entry.timeout)):
+        if seconds and not low <= seconds <= high:
+            reason = validation.invalid(seconds, f"must be between {low:g} and {high:g} seconds")
+            _fault(faults, f"healthCheck.{field}", reason)
+    for field, count in (
+        ("healthyThreshold", entry.healthy_threshold),
+        ("unhealthyThreshold", entry.unhealthy_threshold),
+    ):
+        if count and count not in THRESHOLDS:
+            reason = validation.invalid(count, f"must be between {THRESHOLDS[0]} and {THRESHOLDS[-1]}")
+            _fault(faults, f"healthCheck.{field}", reason)
+
+
+def _health(entry: HealthCheckEntry | None) -> HealthTimes:
+    if entry is None:
+        return HealthTimes()
+    return HealthTimes(entry.interval, entry.timeout, entry.healthy_threshold, entry.unhealthy_threshold)
 
 
 def _is_gateway(machine: Machine, node: Machine) -> bool:

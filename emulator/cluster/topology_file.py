@@ -156,6 +156,15 @@ class DnsEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     records: dict[str, str | list[str]] = {}
 
 
+class HealthCheckEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """How a cloud's load balancer asks its targets; see ``emulator.cluster.topology_balancer``."""
+
+    interval: float = 0.0
+    timeout: float = 0.0
+    healthy_threshold: int = 0
+    unhealthy_threshold: int = 0
+
+
 class LoadBalancerEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
     """What implements Services of type LoadBalancer; see ``emulator.cluster.topology_balancer``."""
 
@@ -170,6 +179,7 @@ class LoadBalancerEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     targets: str | None = None
     preserve_client_ip: bool | None = msgspec.field(name="preserveClientIP", default=None)
     ip_mode: str | None = None
+    health_check: HealthCheckEntry | None = None
 
 
 class TopologyFile(msgspec.Struct, frozen=True):

@@ -60,8 +60,9 @@ class Applier:
     """The one that changes the kernel. Not for several threads at once.
 
     ``net`` is the Mininet to build the underlay in (None: a new one). ``allow_missing`` lets impairments go that this
-    kernel cannot do; ``labels`` then says which. ``on_death`` hears of daemons that die, ``on_namespace`` of each
-    namespace as it is made, before anything is in it: whoever captures must be there for the first packet.
+    kernel cannot do; ``labels`` then says which. ``on_death`` hears of daemons that die, ``on_report`` what daemons of
+    ours mean for the lab, ``on_namespace`` of each namespace as it is made, before anything is in it: whoever captures
+    must be there for the first packet.
     """
 
     def __init__(
@@ -71,13 +72,14 @@ class Applier:
         allow_missing: bool = False,
         on_death: Callable[[str, str, str], None] | None = None,
         on_namespace: Callable[[str], None] | None = None,
+        on_report: Callable[[str], None] | None = None,
         iptables: Backend = "",
     ) -> None:
         self.net = net if net is not None else LabNet()
         self.inventory = Inventory()
         self.wiring = Wiring(self.net, self.inventory)
         self.rulesets = Rulesets(self.net, iptables, self.inventory.held_in)
-        self.supervisor = Supervisor(self.net, on_death)
+        self.supervisor = Supervisor(self.net, on_death, on_report=on_report)
         self.attachments: Attachments | None = None  # before the first pod that plugins attach
         self.impairments = Impairments(self.wiring.netns, allow_missing=allow_missing)
         self.wireguards = Wireguards(self.net, self.wiring.netns, self.wiring.set_mtu)

@@ -32,6 +32,7 @@ from emulator.plan.model import AnyObject, Daemon
 State = Literal["starting", "running", "died", "stopped"]
 Done = Callable[[AnyObject], None]
 OnDeath = Callable[[str, str, str], None]
+OnReport = Callable[[str], None]
 
 LOG_DIRECTORY = "/run/cnilab/logs"
 LOG_LIMIT = 1024 * 1024  # bytes; then the file becomes NAME.log.1 and a new one starts
@@ -39,6 +40,7 @@ LAST_LINES = 20
 READY_TIMEOUT = 10.0  # seconds until a daemon must accept connections on its socket
 STOP_TIMEOUT = 2.0  # seconds between SIGTERM and SIGKILL
 RELOAD_TIMEOUT = 10.0  # seconds for the reload command
+REPORT = "report: "  # before a line that a daemon of ours says to the lab
 POLL = 0.01  # seconds between tries to connect to a daemon that starts
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -83,11 +85,20 @@ def _command(item: Daemon, words: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class Supervisor:
-    """All daemons of a lab. ``on_death`` is told namespace, name and a line with the reason."""
+    """All daemons of a lab. ``on_death`` is told namespace, name and a line with the reason; ``on_report`` the lines
+    that daemons of ours mean for the lab. Both are called on the thread that watches all daemons: they must not wait.
+    """
 
-    def __init__(self, net: LabNet, on_death: OnDeath | None = None, logs: str = LOG_DIRECTORY) -> None:
+    def __init__(
+        self,
+        net: LabNet,
+        on_death: OnDeath | None = None,
+        logs: str = LOG_DIRECTORY,
+        on_report: OnReport | None = None,
+    ) -> None:
         self._net = net
         self._on_death = on_death
+        self._on_report = on_report
         self._logs = logs
         self._daemons: dict[tuple[str, str], _Running] = {}
         self._lock = threading.Lock()
@@ -311,8 +322,13 @@ class Supervisor:
         if full:
             os.replace(running.log, running.log + ".1")
         *lines, running.partial = (running.partial + data).split(b"\n")
+        told = [line.decode(errors="replace") for line in lines]
         with self._lock:
-            running.lines.extend(line.decode(errors="replace") for line in lines)
+            running.lines.extend(told)
+        if running.item.module and self._on_report is not None:
+            for line in told:
+                if line.startswith(REPORT):
+                    self._on_report(line.removeprefix(REPORT))
         return True
 
     def _bury(self, running: _Running) -> None:

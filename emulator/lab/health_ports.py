@@ -34,7 +34,7 @@ class HealthPorts:
         """Answer by the cluster's state on the nodes that are up; nowhere where no service proxy runs."""
         up = {machine.ns for machine in machines}
         wanted: dict[str, Server] = {}
-        if proxied and any(service.health_port for service in cluster.services):
+        if proxied and any(service.type == "LoadBalancer" for service in cluster.services):
             for node in cluster.nodes:
                 if node.ns in up and (answers := _answers(cluster, node.name)):
                     wanted[node.ns] = Server(f"{node.ns}{_SUFFIX}", netns_path(node.ns), node.name, (), answers)

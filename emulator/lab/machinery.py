@@ -25,6 +25,7 @@ from emulator.lab.health_ports import HealthPorts
 from emulator.lab.names import Place
 from emulator.lab.pods import RESOLV_CONF, commands_of, entry_files, servers_of
 from emulator.lab.records import Entry
+from emulator.lab.target_health import Findings, TargetHealth, read_findings
 from emulator.plan.describe import describe
 from emulator.plan.diff import Operation, diff
 from emulator.plan.model import UNDERLAY, Daemon, Namespace, Plan, Route
@@ -61,8 +62,12 @@ class Machinery:
     def __init__(self, *, allow_missing: bool) -> None:
         self.captures = Captures()
         self.traffic = TrafficEngine.start(wait=False)  # it is up before the first pod is
+        self.targets = TargetHealth()
         self.applier = Applier(
-            allow_missing=allow_missing, on_namespace=self.captures.born, iptables=backend_of_choice()
+            allow_missing=allow_missing,
+            on_namespace=self.captures.born,
+            on_report=self.targets.hear,
+            iptables=backend_of_choice(),
         )
         self.commands = PodCommands()
         self.dns = ClusterDns()
@@ -253,6 +258,20 @@ class Machinery:
     def send(self, ns: str, expression: str, count: int) -> InjectionReport:
         """Send hand-made packets from a namespace."""
         return self.traffic.send(netns_path(ns), expression, count=count, subject=ns)
+
+    # Health checks of load balancers
+
+    def settled_health(self, checker: Daemon) -> Findings | None:
+        """What a load balancer's health checker knows of its targets, once each has answered or had a moment for it;
+        None if it does not say."""
+        from emulator.kernel.health_checker import ask
+        from emulator.kernel.namespaces import within
+
+        try:
+            told = within(self.applier.net.handle(checker.ns), lambda: ask(checker.ready_socket, "settle"))
+        except OSError:
+            return None  # somebody has killed it: its last word stands
+        return read_findings(told)
 
     # Names
 

@@ -148,6 +148,7 @@ def _wire(boot: Boot, reporter: Reporter) -> Any:
         return policies.labels(runtime.current, runtime.enforcement)
 
     runtime.start(boot.objects)
+    machinery.targets.start(runtime.observe)
     watch = ProxyWatch(look)
     watch.start()
     taken = 0.0

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from emulator.balancer.health import checkers
 from emulator.balancer.model import Balancer
 from emulator.cluster.addons import missing_addons
 from emulator.cluster.assemble import assemble
@@ -48,6 +49,7 @@ from emulator.lab.objects import (
 from emulator.lab.pods import served_by
 from emulator.lab.service_store import refs_made_here, service_deletes, service_puts
 from emulator.lab.store import Event, Object, Ref, Store, ref_of
+from emulator.lab.target_health import Findings
 from emulator.lab.timers import Timers
 from emulator.plan.build import build
 from emulator.plan.faults import PlanFault, check, in_force, overlay
@@ -120,6 +122,7 @@ class Runtime:
         self._unplugged: frozenset[tuple[str, str]] = frozenset()
         self._timers: Timers[tuple[str, str]] = Timers(self._due)
         self._deletions: dict[str, Deletion] = {}  # of the pods that terminate, by key
+        self._heard = 0  # when the findings of health checks in force were made, by the monotonic clock (ns)
         self.stuck = ""  # why what should have followed by itself did not
         self._faults: tuple[PlanFault, ...] = ()
         self.cluster: Cluster | None = None
@@ -466,6 +469,7 @@ class Runtime:
         self.enforcement = self._enforced
         self._set_timers(before, cluster, grace)
         events = self._commit(before, cluster, before_given, given)
+        self._await_checks(previous[1] if previous is not None else None)
         self._forget_stale(before, cluster)  # last: the change holds, whether or not old flows could be looked through
         return events
 
@@ -540,6 +544,39 @@ class Runtime:
                 return
             self.stuck = ""
             self._advance()
+
+    def observe(self, findings: Findings) -> None:
+        """Have the load balancer follow what its health checks have found (on the thread that passes reports on)."""
+        with self._lock:
+            if self.broken or self.cluster is None:
+                return
+            try:
+                self._follow_health(findings)
+            except Exception as error:  # nobody waits for this thread, either
+                self.stuck = f"the load balancer does not follow its health checks: {error}"
+
+    def _follow_health(self, findings: Findings) -> None:
+        cluster, plan = self.current, self.plan
+        assert plan is not None
+        if findings.at <= self._heard:
+            return
+        self._heard = findings.at
+        if findings.targets == cluster.target_health:
+            return
+        now = msgspec.structs.replace(cluster, target_health=findings.targets)
+        planned = self._planned(now, (cluster, plan))
+        old = self._side(cluster, plan, self._down, self._faults)
+        self._reach(old, self._side(now, planned, self._down, self._faults), ())
+        self.cluster, self.plan = now, planned
+        self.enforcement = self._enforced
+
+    def _await_checks(self, before: Plan | None) -> None:
+        """Let new targets of load balancers be checked once before the change is done: else for a moment all of them
+        would get traffic, or none of the new ones."""
+        assert self.plan is not None
+        for checker in checkers(self.plan, before):
+            if (findings := self.machinery.settled_health(checker)) is not None:
+                self._follow_health(findings)
 
     def _planned(self, cluster: Cluster, previous: tuple[Cluster, Plan] | None) -> Plan:
         proxy = self.proxy.when(cluster) if self.proxy is not None else None

@@ -210,6 +210,7 @@ def _reusable(before: Cluster, now: Cluster, fragments: dict[str, Fragment]) -> 
     if before.nodes == now.nodes and _equal(before.services, now.services) and _equal(before.slices, now.slices):
         keep |= {f"proxy/{name}" for name in new_nodes}
         told_alike = before.not_ready_nodes == now.not_ready_nodes and not _objects_differ(before, now)
+        told_alike = told_alike and before.target_health == now.target_health
         if told_alike and (not now.not_ready_nodes or _equal(before.pods, now.pods)):
             keep |= {key for key in fragments if key.startswith("balancer/")}
     keep |= {f"policy/{name}" for name in new_nodes}

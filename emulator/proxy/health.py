@@ -1,8 +1,10 @@
-"""What kube-proxy answers on a Service's health check node port, by which a load balancer finds the nodes to send to.
+"""What kube-proxy answers to load balancers that look for the nodes to send to.
 
-It listens on every node for each Service of type LoadBalancer under externalTrafficPolicy Local, and answers any path.
+On a Service's health check node port it listens on every node for each Service of type LoadBalancer under
+externalTrafficPolicy Local, and answers any path. On its own health port it says whether it works at all; here that is
+open while there is a Service of type LoadBalancer, and the answer leaves out the time of the last sync.
 
-Source: kubernetes/kubernetes pkg/proxy/healthcheck/service_health.go.
+Source: kubernetes/kubernetes pkg/proxy/healthcheck/service_health.go, proxy_health.go.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from emulator.cluster.model import Cluster, Node
 from emulator.cluster.services import Service
 from emulator.proxy.endpoints import cluster_ip, local_ready, proxied, slices_by_service
 
+OWN_PORT = 10256  # kube-proxy's healthzBindAddress
 WEIGHT_HEADER = "X-Load-Balancing-Endpoint-Weight"
 
 
@@ -28,7 +31,8 @@ class HealthAnswer:
 
 @dataclass(frozen=True)
 class HealthCheck:
-    """A port that a node serves, on all its addresses of a family: ``0.0.0.0`` or ``::``."""
+    """A port that a node serves, on all its addresses of a family: ``0.0.0.0`` or ``::``. ``service`` is empty for
+    the proxy's own."""
 
     service: str
     family: int
@@ -38,7 +42,10 @@ class HealthCheck:
 
 def health_checks(cluster: Cluster, node: Node, *, healthy: bool = True) -> Iterator[HealthCheck]:
     """The health check ports of a node with what each answers now. ``healthy``: whether the proxy itself is."""
-    wanted = [service for service in cluster.services if service.health_port and proxied(service)]
+    balanced = [service for service in cluster.services if service.type == "LoadBalancer" and proxied(service)]
+    wanted = [service for service in balanced if service.health_port]
+    for family in sorted({family for service in balanced for family in service.families}):
+        yield HealthCheck("", family, OWN_PORT, own_answer(healthy))
     if not wanted:
         return
     grouped = slices_by_service(cluster.slices)
@@ -47,6 +54,15 @@ def health_checks(cluster: Cluster, node: Node, *, healthy: bool = True) -> Iter
             if cluster_ip(service, family):
                 count = local_ready(service, grouped.get((service.key, family), ()), node.name)
                 yield HealthCheck(service.key, family, service.health_port, health_answer(service, count, healthy))
+
+
+def own_answer(healthy: bool = True) -> HealthAnswer:
+    """What the proxy says of itself."""
+    return HealthAnswer(
+        status=200 if healthy else 503,
+        headers=(("Content-Type", "application/json"), ("X-Content-Type-Options", "nosniff")),
+        body='{"nodeEligible": true}',
+    )
 
 
 def health_answer(service: Service, local_endpoints: int, healthy: bool = True) -> HealthAnswer:

@@ -55,13 +55,18 @@ def service(name: str = "web", **spec: Any) -> dict[str, Any]:
 
 
 def planned(
-    balancer: str, *objects: dict[str, Any], style: str = "flannel", labels: str = "", down: tuple[str, ...] = ()
+    balancer: str,
+    *objects: dict[str, Any],
+    style: str = "flannel",
+    labels: str = "",
+    down: tuple[str, ...] = (),
+    health: dict[str, str] | None = None,
 ) -> tuple[Cluster, Plan]:
     topology = parse_topology(SITE.format(balancer=balancer, labels=labels), "t.yaml")
     chosen = load_style(style)
     topology = chosen.prepare(topology)
     cluster = assemble(topology, list(validate_objects(list(objects))), chosen.ipam(topology))
-    cluster = msgspec.structs.replace(cluster, not_ready_nodes=frozenset(down))
+    cluster = msgspec.structs.replace(cluster, not_ready_nodes=frozenset(down), target_health=health or {})
     found = load_balancer(topology, chosen)
     assert found is not None
     found.check(cluster)
@@ -234,7 +239,9 @@ def test_a_cloud_sends_to_node_ports_and_under_policy_local_to_those_that_pass_t
     wide = service(
         ports=[{"port": 80, "targetPort": 8080, "nodePort": 30080}], loadBalancerSourceRanges=["203.0.113.0/25"]
     )
-    _, plan = planned(CLOUD, pod("p", "n2"), wide, local)
+    local["spec"]["healthCheckNodePort"] = 30100
+    passed = {"default/local:80/TCP n2 (192.168.50.12:30100)": "healthy"}
+    _, plan = planned(CLOUD, pod("p", "n2"), wide, local, health=passed)
     head = "ip daddr 203.0.113.200 tcp dport 80"
     assert rules(plan, "listeners") == [
         f'{head} jhash ip saddr . tcp sport mod 3 seed 0x1 0 dnat to 192.168.50.11:30080 comment "default/web"',
@@ -267,7 +274,9 @@ def test_a_session_stays_by_the_clients_address_alone() -> None:
 
 def test_passing_packets_through_marks_them_for_a_node() -> None:
     written = "{kind: cloud, machine: tor, targets: passthrough, addresses: [198.51.100.0/28]}"
-    _, plan = planned(written, pod("p", "n2"), service(externalTrafficPolicy="Local"))
+    local = service(externalTrafficPolicy="Local", healthCheckNodePort=30100)
+    passed = {"default/web:80/TCP n2 (192.168.50.12:30100)": "healthy"}
+    _, plan = planned(written, pod("p", "n2"), local, health=passed)
     (rule,) = (item for item in plan if isinstance(item, PolicyRule) and item.fwmark == 0x101)
     way = next(item for item in plan if isinstance(item, Route) and item.table == rule.table)
     assert way.via == "192.168.50.12"

@@ -1,4 +1,4 @@
-"""What a health check node port answers."""
+"""What kube-proxy answers to load balancers, on health check node ports and on its own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 from emulator.cluster.model import Cluster, Node, Topology
 from emulator.cluster.services import Endpoint, EndpointPort, EndpointSlice, Service, ServicePort
-from emulator.proxy.health import health_answer, health_checks
+from emulator.proxy.health import HealthCheck, health_answer, health_checks, own_answer
 
 SERVICE = Service(
     namespace="ns1",
@@ -33,8 +33,12 @@ def cluster() -> Cluster:
     return Cluster(topology=topology, nodes=NODES, pods=(), namespaces={}, services=(SERVICE,), slices=(slices,))
 
 
+def answers_for_the_service(node: Node) -> list[HealthCheck]:
+    return [check for check in health_checks(cluster(), node) if check.service]
+
+
 def test_node_with_ready_endpoints_says_200_and_how_many() -> None:
-    (check,) = health_checks(cluster(), NODES[0])
+    (check,) = answers_for_the_service(NODES[0])
     assert (check.port, check.family, check.answer.status) == (30999, 4, 200)
     assert dict(check.answer.headers)["X-Load-Balancing-Endpoint-Weight"] == "2"
     assert json.loads(check.answer.body) == {
@@ -45,7 +49,7 @@ def test_node_with_ready_endpoints_says_200_and_how_many() -> None:
 
 
 def test_node_without_says_503() -> None:
-    (check,) = health_checks(cluster(), NODES[1])
+    (check,) = answers_for_the_service(NODES[1])
     assert check.answer.status == 503
     assert json.loads(check.answer.body)["localEndpoints"] == 0
 
@@ -54,3 +58,9 @@ def test_sick_proxy_says_503_whatever_there_is() -> None:
     answer = health_answer(SERVICE, 2, healthy=False)
     assert answer.status == 503
     assert json.loads(answer.body)["serviceProxyHealthy"] is False
+
+
+def test_the_proxys_own_port_says_whether_it_works() -> None:
+    (own,) = [check for check in health_checks(cluster(), NODES[1]) if not check.service]
+    assert (own.port, own.family, own.answer.status) == (10256, 4, 200)
+    assert own_answer(healthy=False).status == 503

@@ -1,0 +1,147 @@
+"""A cloud's load balancer follows the answers that its targets give to its health checks: when, and when not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emulator import Lab
+from emulator.capture.decode import decode
+from emulator.kernel import registry
+from emulator.lab.records import ProbeRequest
+
+pytestmark = pytest.mark.requires("netns", "veth", "vxlan", "ip", "mnexec", "nft-program", "nft-nat")
+
+PATIENCE = 20.0  # s for what takes one
+INTERVAL, BAD = 0.25, 3  # s between checks, and failures in a row that it takes
+TOPOLOGY = Path(__file__).resolve().parents[2] / "scenarios" / "services" / "topologies" / "cloud.yaml"
+USUAL = "{interval: 1, timeout: 1, healthyThreshold: 2, unhealthyThreshold: 2}"
+HURRY = f"{{interval: {INTERVAL}, timeout: {INTERVAL}, healthyThreshold: 2, unhealthyThreshold: {BAD}}}"
+NODE_PORT, LOCAL_PORT, HEALTH_PORT = 30080, 30081, 30100
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """Three nodes behind the balancer. web may use all of them; local only n1 and n2, where its pods are."""
+    patch = pytest.MonkeyPatch()
+    base = tmp_path_factory.mktemp("labs")
+    patch.setenv(registry.BASE_VARIABLE, str(base))
+    text = TOPOLOGY.read_text()
+    assert USUAL in text
+    path = base / "cloud.yaml"
+    path.write_text(text.replace(USUAL, HURRY))
+    with Lab(str(path), "flannel") as lab:
+        lab.apply(
+            pod("p", "n1"),
+            pod("q", "n2"),
+            service("web", ports=[{"port": 80, "targetPort": 8080, "nodePort": NODE_PORT}]),
+            service(
+                "local",
+                externalTrafficPolicy="Local",
+                healthCheckNodePort=HEALTH_PORT,
+                ports=[{"port": 80, "targetPort": 8080, "nodePort": LOCAL_PORT, "protocol": "UDP"}],
+            ),
+        )
+        yield lab
+    patch.undo()
+
+
+def service(name: str, **spec: Any) -> dict[str, Any]:
+    body = {"type": "LoadBalancer", "selector": {"app": "web"}, **spec}
+    return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": body}
+
+
+def pod(name: str, node: str) -> dict[str, Any]:
+    ports = [{"containerPort": 8080}, {"containerPort": 8080, "protocol": "UDP"}]
+    spec = {"nodeName": node, "containers": [{"name": "c", "image": "web", "ports": ports}]}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": "web"}}, "spec": spec}
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.02)
+
+
+def targets(lab: Lab, port: int) -> set[str]:
+    """The nodes that the rules in the kernel send to."""
+    listing = lab.run("tor", "nft", "list", "chain", "ip", "balancer", "listeners").stdout
+    nodes = {"192.168.50.11": "n1", "192.168.50.12": "n2", "192.168.50.13": "n3"}
+    return {name for address, name in nodes.items() if f"dnat to {address}:{port}" in listing}
+
+
+def test_checks_are_packets_of_the_balancers_own_address(running: Lab) -> None:
+    with running.capture("n3:eth0") as capture:
+        time.sleep(3 * INTERVAL)
+    seen = [decode(event.frame, event.length) for event in capture.events() if event.direction == "in"]
+    packets = [packet for packet in seen if packet is not None and packet.source == "192.168.50.1"]
+    assert {packet.target for packet in packets if packet.target_port} == {"192.168.50.13"}
+    asked = {packet.target_port for packet in packets}
+    assert {NODE_PORT, HEALTH_PORT} <= asked, (
+        "TCP for policy Cluster, HTTP for policy Local, even where only UDP is served"
+    )
+
+
+def test_all_nodes_serve_policy_cluster_and_those_with_an_endpoint_policy_local(running: Lab) -> None:
+    assert targets(running, NODE_PORT) == {"n1", "n2", "n3"}
+    assert targets(running, LOCAL_PORT) == {"n1", "n2"}
+    assert running.verify() == []
+
+
+def test_a_node_without_power_takes_connections_along_until_it_has_failed_so_many_checks(running: Lab) -> None:
+    request = ProbeRequest(source="client", target="lb/local", port=80, protocol="udp", timeout=0.3)
+    with running.stream(request, rate=100) as stream:
+        time.sleep(0.2)
+        before = time.monotonic()
+        running.fault("node-crash", "n2")
+        eventually(lambda: targets(running, NODE_PORT) == {"n1", "n3"})
+        took = time.monotonic() - before
+        assert targets(running, LOCAL_PORT) == {"n1"}
+        time.sleep(0.2)
+    assert took >= (BAD - 1) * INTERVAL * 0.9, "one failure is not enough"
+    assert stream.result.received, "some of it got through"
+    answer = running.probe("client", "lb/web", protocol="tcp", port=80, count=20).result
+    assert (answer.received, set(answer.answers)) == (20, {"p"})
+    running.fault("node-return", "n2")
+    eventually(
+        lambda: targets(running, NODE_PORT) == {"n1", "n2", "n3"} and targets(running, LOCAL_PORT) == {"n1", "n2"}
+    )
+
+
+def test_a_node_whose_rules_for_services_are_gone_refuses_and_gets_nothing_more(running: Lab) -> None:
+    running.fault("flush", "n3", table="nat")
+    eventually(lambda: targets(running, NODE_PORT) == {"n1", "n2"})
+    told = "the load balancer's target default/web:80/TCP n3 (192.168.50.13:30080) is unhealthy: connection refused"
+    assert told in running.status().notices
+    assert running.probe("client", "lb/web", protocol="tcp", port=80, count=20).result.received == 20
+    running.fault("flush", "n3", table="nat", mend=True)
+    eventually(lambda: targets(running, NODE_PORT) == {"n1", "n2", "n3"})
+
+
+def test_a_node_whose_last_endpoint_is_not_ready_says_503(running: Lab) -> None:
+    before = time.monotonic()
+    running.ready("p", value=False)
+    eventually(lambda: targets(running, LOCAL_PORT) == {"n2"})
+    assert time.monotonic() - before >= (BAD - 1) * INTERVAL * 0.9, "nobody tells the balancer: it has to ask"
+    assert any("default/local:80/UDP n1" in line and "HTTP 503" in line for line in running.status().notices)
+    running.ready("q", value=False)
+    eventually(lambda: targets(running, LOCAL_PORT) == {"n1", "n2", "n3"})  # all fail: all get traffic
+    running.ready("p", "q")
+    eventually(lambda: targets(running, LOCAL_PORT) == {"n1", "n2"})
+
+
+def test_without_its_checker_a_balancer_stays_as_it_is(running: Lab) -> None:
+    running.fault("daemon-kill", "tor", daemon="health-checker")
+    running.ready("p", value=False)
+    time.sleep((BAD + 1) * INTERVAL)
+    assert targets(running, LOCAL_PORT) == {"n1", "n2"}
+    running.fault("daemon-start", "tor", daemon="health-checker")
+    eventually(lambda: targets(running, LOCAL_PORT) == {"n2"})
+    running.ready("p")
+    eventually(lambda: targets(running, LOCAL_PORT) == {"n1", "n2"})
+    assert running.verify() == []
