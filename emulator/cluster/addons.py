@@ -6,7 +6,7 @@ The API server makes ``default/kubernetes`` and makes it again if somebody delet
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from emulator.cluster.model import Topology
@@ -38,17 +38,15 @@ def kubernetes_service(topology: Topology) -> Object:
     }
 
 
-def missing_addons(objects: Iterable[Object], addons: Sequence[Object], *, begun: bool, at_once: bool) -> list[Object]:
-    """The addons to make now. All of them come with the first Service among ``objects``, or ``at_once``; one that the
-    user has written is the user's. Of those that had ``begun`` before and were deleted, the API server's comes back.
+def missing_addons(
+    addons: Sequence[Object], is_there: Callable[[Object], bool], *, begun: bool, wanted: bool
+) -> list[Object]:
+    """The addons to make now: all, once they are ``wanted``. Not one that ``is_there`` already: what the user has
+    written is the user's. Of those that had ``begun`` before and were deleted, the API server's comes back.
     """
     if begun:
-        gone = not any(thing["metadata"]["name"] == _PLACE[3] and _place(thing) == _PLACE for thing in objects)
-        return [thing for thing in addons if gone and _place(thing) == _PLACE]
-    there = {_place(thing) for thing in objects}
-    if not at_once and not any(place[:2] == ("v1", "Service") for place in there):
-        return []
-    return [thing for thing in addons if _place(thing) not in there]
+        return [thing for thing in addons if _place(thing) == _PLACE and not is_there(thing)]
+    return [thing for thing in addons if wanted and not is_there(thing)]
 
 
 def _place(thing: Object) -> tuple[str, str, str, str]:

@@ -16,6 +16,7 @@ import msgspec
 
 from emulator.cluster.ipam import AttachesInterfaces, ConfiguredIpam, Ipam, TakesRequests
 from emulator.cluster.kinds import INITIAL_NAMESPACES
+from emulator.cluster.manifest_index import Manifests, of_kinds
 from emulator.cluster.model import Cluster, Interface, Lifetime, Machine, Node, Pod, ReplicaSet, Topology
 from emulator.cluster.podspec import Meta, PodSpec, Workload, containers, dns_config, lifetime
 from emulator.cluster.rollout import Population, finished, replica_sets, share
@@ -41,6 +42,7 @@ def assemble(
     """The cluster that ``topology`` and ``objects`` (as ``load_manifests`` returns them) describe; one step towards it
     where a rollout takes several: ``Cluster.rolling`` says so.
 
+    ``objects`` may be :class:`Manifests`, which spares looking at each.
     ``ipam`` is changed: pass a copy to be able to go back. With ``previous``, which must have been made
     with the same ``ipam``, pods are kept as far as they are still wanted. Those that are not stay, terminating, if
     they take their time to end. What else has happened, by pods' keys (``namespace/name``):
@@ -88,12 +90,12 @@ class _Assembly:
         news: _News,
     ) -> None:
         self.topology = topology
-        self.objects = objects
+        self.objects = objects if isinstance(objects, Manifests) else Manifests.following(objects)
         self.ipam = ipam
         self.previous = previous
         self.down = news.down
-        self.namespaces = _namespaces(objects)
-        self.nodes = _nodes(topology, objects, ipam, previous)
+        self.namespaces = _namespaces(self.objects)
+        self.nodes = _nodes(topology, self.objects, ipam, previous)
         self.made = dict(previous.made) if previous is not None else {}
         self.coined: set[str] = set()  # five characters are few: of 3000 pods, two get the same ones every third time
         self.old: dict[str, Pod] = {}  # those that go on, unless nobody wants them any more
@@ -129,7 +131,7 @@ class _Assembly:
         return pod.grace > 0 and pod.node not in self.down and pod.namespace in self.namespaces
 
     def run(self) -> Cluster:
-        wanted = list(wanted_pods(self.topology, self.objects, self._deployment))
+        wanted = list(wanted_pods(self.topology, self.objects.named(WORKLOADS), self._deployment))
         for one in wanted:
             if one.namespace not in self.namespaces:
                 self._refuse(one, f'namespaces "{one.namespace}" not found')
@@ -166,7 +168,10 @@ class _Assembly:
             nodes=tuple(self._with_ranges(node) for node in self.nodes),
             pods=tuple(pods),
             namespaces=self.namespaces,
-            objects=tuple(thing for thing in self.objects if thing.get("kind") not in (*WORKLOADS, "Namespace")),
+            objects=Manifests.following(
+                self.objects.others((*WORKLOADS, "Namespace")),
+                self.previous.objects if self.previous is not None else None,
+            ),
             made={owner: count for owner, count in self.made.items() if owner in owners},
             replica_sets=tuple(self.replica_sets),
             rolling=tuple(dict.fromkeys(self.rolling)),
@@ -389,10 +394,9 @@ def _record(one: Wanted, name: str, node: str, addresses: tuple[str, ...], incar
 def _namespaces(objects: Sequence[dict[str, Any]]) -> dict[str, dict[str, str]]:
     """Each namespace with its labels; every one has its name as a label, as the API server sees to."""
     namespaces = {name: {"kubernetes.io/metadata.name": name} for name in INITIAL_NAMESPACES}
-    for thing in objects:
-        if thing.get("kind") == "Namespace":
-            name = thing["metadata"]["name"]
-            namespaces[name] = {**(thing["metadata"].get("labels") or {}), "kubernetes.io/metadata.name": name}
+    for thing in of_kinds(objects, ("v1", "Namespace")):
+        name = thing["metadata"]["name"]
+        namespaces[name] = {**(thing["metadata"].get("labels") or {}), "kubernetes.io/metadata.name": name}
     return namespaces
 
 

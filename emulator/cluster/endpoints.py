@@ -11,6 +11,7 @@ Services are looked at whose selector could match it.
 from __future__ import annotations
 
 import operator
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast
@@ -18,6 +19,7 @@ from typing import Any, Literal, NamedTuple, cast
 import msgspec
 
 from emulator.cluster import validation
+from emulator.cluster.changes import places, trimmed
 from emulator.cluster.endpoint_hints import hint_mode, hinted, zone_shares
 from emulator.cluster.model import Node, Pod
 from emulator.cluster.service_spec import (
@@ -36,6 +38,7 @@ Object = dict[str, Any]
 Family = Literal[4, 6]
 
 SLICE_MAX = 100  # endpoints: kube-controller-manager --max-endpoints-per-slice
+FEW = 8  # changed slices of the user; each is looked for among all, which costs a fraction of making all anew
 MIRROR_MAX = 1000  # endpoints of a subset: --mirroring-max-endpoints-per-subset
 ZONE_LABEL = "topology.kubernetes.io/zone"
 
@@ -59,10 +62,9 @@ def endpoint_slices(
         return (*_made(now, now.services, {}, _taken(now.given)), *_given(now, {}))
     if _unchanged(now, before):
         return slices
-    ours = [one for one in slices if one.made_by_us]
-    theirs = slices[len(ours) :]
-    if now.services is not before.services or now.given != before.given:
-        theirs = tuple(_given(now, {(one.namespace, one.name): one for one in theirs}, before.given))
+    border = bisect_left(slices, True, key=lambda one: not one.made_by_us)
+    ours: Sequence[EndpointSlice] = slices[:border]
+    theirs = _theirs(now, before, slices[border:])
     stale = _stale(now, before)
     if stale:
         keys = {service.key for service in stale}
@@ -83,6 +85,35 @@ def endpoint_slices(
     result = (*ours, *theirs)
     same = len(result) == len(slices) and all(map(operator.is_, result, slices))
     return slices if same else result
+
+
+def _theirs(now: Inputs, before: Inputs, theirs: tuple[EndpointSlice, ...]) -> tuple[EndpointSlice, ...]:
+    """The user's slices; ``theirs`` are those of before."""
+    same_services = now.services is before.services
+    if same_services and now.given is before.given:
+        return theirs
+    if same_services and len(now.given) == len(before.given):
+        at = places(before.given, now.given)
+        if len(at) <= FEW:
+            found = list(theirs)
+            if all(_replaced(before.given[place], now.given[place], found) for place in at):
+                return tuple(found)
+    return tuple(_given(now, {(one.namespace, one.name): one for one in theirs}, before.given))
+
+
+def _replaced(old: Object, new: Object, records: list[EndpointSlice]) -> bool:
+    """Put the record of a slice in the place of that of its predecessor; False if it is not as simple as that."""
+    if old["kind"] != "EndpointSlice" or new["kind"] != "EndpointSlice" or _place(old) != _place(new):
+        return False
+    was, made = slice_record(old), slice_record(new)
+    if was is None or made is None:
+        return was is made
+    at = [i for i, one in enumerate(records) if one.name == was.name and one.namespace == was.namespace]
+    if len(at) != 1 or records[at[0]] != was:
+        return False
+    if made != was:
+        records[at[0]] = made
+    return True
 
 
 def _stale(now: Inputs, before: Inputs) -> Sequence[Service]:
@@ -167,7 +198,7 @@ def _selects(service: Service, pod: Pod) -> bool:
 
 def _touched(now: Inputs, before: Inputs) -> Sequence[Service]:
     """The Services whose endpoints may differ because of pods that came, went or changed."""
-    was, is_ = _different(before.pods, now.pods)
+    was, is_ = trimmed(before.pods, now.pods)
     old = {(pod.namespace, pod.name): pod for pod in was}
     changed: list[Pod] = []
     for pod in is_:
@@ -182,16 +213,6 @@ def _touched(now: Inputs, before: Inputs) -> Sequence[Service]:
     if flipped:  # hints count the nodes that are ready
         found |= {service.key: service for service in now.services if service.selects and hint_mode(service) == "auto"}
     return list(found.values())
-
-
-def _different(old: tuple[Pod, ...], new: tuple[Pod, ...]) -> tuple[tuple[Pod, ...], tuple[Pod, ...]]:
-    """Both less what they begin and end with alike: of ten thousand pods, seldom more than one differs."""
-    shorter = min(len(old), len(new))
-    start = next((place for place, same in enumerate(map(operator.is_, old, new)) if not same), shorter)
-    pairs = map(operator.is_, reversed(old), reversed(new))
-    end = next((place for place, same in enumerate(pairs) if not same), shorter)
-    end = min(end, shorter - start)
-    return old[start : len(old) - end], new[start : len(new) - end]
 
 
 # Our controller's slices

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -10,13 +10,15 @@ import msgspec
 from emulator.cluster.collection import no_collection
 from emulator.cluster.endpoints import Inputs, endpoint_slices
 from emulator.cluster.load_balancer import with_addresses
+from emulator.cluster.manifest_index import of_kinds
 from emulator.cluster.model import Cluster
 from emulator.cluster.service_records import Held, service_records
+from emulator.cluster.services import Service
 
 Object = dict[str, Any]
 
+_SERVICE = ("v1", "Service")
 _ENDPOINTS = (("discovery.k8s.io/v1", "EndpointSlice"), ("v1", "Endpoints"))
-_KINDS = tuple(kind for _, kind in _ENDPOINTS)
 
 
 @no_collection()
@@ -31,10 +33,7 @@ def with_services(cluster: Cluster, previous: Cluster | None = None, *, down: It
     if not manifests and not (previous is not None and (previous.services or previous.slices)):
         slices = endpoint_slices(_inputs(cluster, frozenset(down)))  # a user's slices may be there without a Service
         return msgspec.structs.replace(cluster, slices=slices) if slices else cluster
-    held: list[Held] = []
-    if previous is not None and previous.topology.service_cidrs == cluster.topology.service_cidrs:
-        held = [Held(*pair) for pair in zip(service_manifests(previous), previous.services, strict=True)]
-    services = service_records(manifests, cluster.topology.service_cidrs, held)
+    services = _records(manifests, cluster, previous)
     services, pending = with_addresses(
         services, cluster.topology.load_balancer, previous.services if previous is not None else ()
     )
@@ -42,6 +41,16 @@ def with_services(cluster: Cluster, previous: Cluster | None = None, *, down: It
         services = previous.services
     cluster = msgspec.structs.replace(cluster, services=services, pending=pending)
     return with_endpoints(cluster, previous, down=down)
+
+
+def _records(manifests: Sequence[Object], cluster: Cluster, previous: Cluster | None) -> tuple[Service, ...]:
+    cidrs = cluster.topology.service_cidrs
+    if previous is None or previous.topology.service_cidrs != cidrs:
+        return service_records(manifests, cidrs)
+    before = service_manifests(previous)
+    if before is manifests:
+        return previous.services
+    return service_records(manifests, cidrs, list(map(Held, before, previous.services)))
 
 
 def with_endpoints(cluster: Cluster, previous: Cluster | None, *, down: Iterable[str] = ()) -> Cluster:
@@ -52,15 +61,11 @@ def with_endpoints(cluster: Cluster, previous: Cluster | None, *, down: Iterable
     return msgspec.structs.replace(cluster, slices=slices, not_ready_nodes=now.down)
 
 
-def service_manifests(cluster: Cluster) -> list[Object]:
+def service_manifests(cluster: Cluster) -> Sequence[Object]:
     """The Service objects of a cluster; the records ``cluster.services`` are in the same order."""
-    return [thing for thing in cluster.objects if thing.get("kind") == "Service" and thing.get("apiVersion") == "v1"]
+    return of_kinds(cluster.objects, _SERVICE)
 
 
 def _inputs(cluster: Cluster, down: frozenset[str]) -> Inputs:
-    given = tuple(
-        thing
-        for thing in cluster.objects
-        if thing.get("kind") in _KINDS and (thing.get("apiVersion"), thing.get("kind")) in _ENDPOINTS
-    )
+    given = tuple(of_kinds(cluster.objects, *_ENDPOINTS))
     return Inputs(cluster.services, cluster.pods, cluster.nodes, given, down)

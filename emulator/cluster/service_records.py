@@ -8,7 +8,7 @@ port get it before those that leave the choice to us, whatever their order.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 import msgspec
@@ -34,7 +34,7 @@ class Held(NamedTuple):
 
 
 def service_records(
-    manifests: Sequence[Object], cidrs: tuple[str, ...], previous: Iterable[Held] = ()
+    manifests: Sequence[Object], cidrs: tuple[str, ...], previous: Sequence[Held] = ()
 ) -> tuple[Service, ...]:
     """The records of Service manifests, in their order.
 

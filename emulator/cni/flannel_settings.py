@@ -15,6 +15,7 @@ from typing import Any, Literal
 import msgspec
 
 from emulator.cluster.decode import decode
+from emulator.cluster.manifest_index import of_kinds
 from emulator.cluster.validation import forbidden, invalid, unsupported
 from emulator.errors import ManifestError, Problem
 from emulator.plan.addressing import families_of, of_family
@@ -107,13 +108,9 @@ NOT_EMULATED = ("Backend.GBP", "Backend.MacPrefix")
 
 def read_settings(objects: Sequence[dict[str, Any]], pod_cidrs: tuple[str, ...], default: Settings) -> Settings:
     """The settings in the ConfigMap among ``objects``, over those of the mode. Raises ManifestError."""
-    for obj in objects:
-        if obj.get("kind") != "ConfigMap":
-            continue
+    for obj in of_kinds(objects, ("v1", "ConfigMap")):
         metadata = obj.get("metadata", {})
-        if (obj.get("kind"), obj.get("apiVersion"), metadata.get("name")) == ("ConfigMap", "v1", CONFIG_MAP) and (
-            metadata.get("namespace") in NAMESPACES
-        ):
+        if metadata.get("name") == CONFIG_MAP and metadata.get("namespace") in NAMESPACES:
             return _Reader(f"ConfigMap {metadata['namespace']}/{CONFIG_MAP}").read(obj, pod_cidrs, default)
     return default
 

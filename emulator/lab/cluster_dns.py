@@ -6,9 +6,10 @@ starts with the first of them, or with a topology that has a resolver of its own
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
+from emulator.cluster.changes import difference
 from emulator.cluster.coredns import CLUSTER_DOMAIN, NAMESPACE, SERVICE, serves_dns
 from emulator.cluster.model import Cluster, Machine, Pod, Topology
 from emulator.cluster.services import EndpointSlice, Service
@@ -29,9 +30,8 @@ class ClusterDns:
     def __init__(self) -> None:
         self._servers: DnsServers | None = None
         self._places: dict[str, Place] = {}
-        self._services: dict[_Key, Service] = {}
-        self._slices: dict[_Key, EndpointSlice] = {}
-        self._seen: tuple[object, object] = (None, None)
+        self._services: tuple[Service, ...] = ()  # as they were told last
+        self._slices: tuple[EndpointSlice, ...] = ()
         self._namespaces: tuple[str, ...] = ()
         self._notices: dict[str, str] = {}
         self.resolvers = Resolvers()
@@ -60,19 +60,12 @@ class ClusterDns:
     def _tell(self, servers: DnsServers, cluster: Cluster) -> None:
         namespaces = tuple(cluster.namespaces)
         new_names = namespaces if namespaces != self._namespaces else None
-        if new_names is None and self._seen[0] is cluster.services and self._seen[1] is cluster.slices:
+        if new_names is None and self._services is cluster.services and self._slices is cluster.slices:
             return
-        services = {(one.namespace, one.name): one for one in cluster.services}
-        slices = {(one.namespace, one.name): one for one in cluster.slices}
-        servers.update(
-            _changed(self._services, services),
-            _changed(self._slices, slices),
-            [key for key in self._services if key not in services],
-            [key for key in self._slices if key not in slices],
-            new_names,
-        )
-        self._services, self._slices, self._namespaces = services, slices, namespaces
-        self._seen = (cluster.services, cluster.slices)
+        services, lost_services = _changed(self._services, cluster.services)
+        slices, lost_slices = _changed(self._slices, cluster.slices)
+        servers.update(services, slices, lost_services, lost_slices, new_names)
+        self._services, self._slices, self._namespaces = cluster.services, cluster.slices, namespaces
 
     def _serve(self, servers: DnsServers, wanted: dict[str, Place], topology: Topology) -> None:
         if gone := [ns for ns in self._places if ns not in wanted]:
@@ -135,5 +128,10 @@ def _reachable(servers: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:
     return tuple(server for server in servers if (":" in server) in families)
 
 
-def _changed(old: Mapping[_Key, _Item], new: Mapping[_Key, _Item]) -> list[_Item]:
-    return [item for key, item in new.items() if (known := old.get(key)) is not item and known != item]
+def _changed(old: Sequence[_Item], new: Sequence[_Item]) -> tuple[list[_Item], list[_Key]]:
+    """What came or is different, and the keys of what went."""
+    gone, fresh = difference(old, new)
+    before = {(one.namespace, one.name): one for one in gone}
+    after = {(one.namespace, one.name): one for one in fresh}
+    changed = [one for key, one in after.items() if before.get(key) != one]
+    return changed, [key for key in before if key not in after]

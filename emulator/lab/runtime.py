@@ -19,9 +19,11 @@ from emulator.balancer.health import checkers
 from emulator.balancer.model import Balancer
 from emulator.cluster.addons import missing_addons
 from emulator.cluster.assemble import assemble
+from emulator.cluster.changes import changed_items, trimmed
 from emulator.cluster.ipam import Ipam
 from emulator.cluster.kinds import INITIAL_NAMESPACES
 from emulator.cluster.kubernetes import node_object, pod_object
+from emulator.cluster.manifest_index import Manifests
 from emulator.cluster.manifests import validate_objects
 from emulator.cluster.model import Cluster, Node, Pod, Topology
 from emulator.cluster.plugin_addresses import PluginAddresses
@@ -118,6 +120,7 @@ class Runtime:
         self._lock = threading.RLock()
         self._ipam: Ipam = style.ipam(self.topology)
         self._given: dict[Ref, Object] = {}
+        self._manifests: Manifests | None = None  # the same objects, by kind
         self._down: frozenset[str] = frozenset()
         self._unplugged: frozenset[tuple[str, str]] = frozenset()
         self._timers: Timers[tuple[str, str]] = Timers(self._due)
@@ -192,9 +195,8 @@ class Runtime:
     def apply(self, objects: Sequence[Object]) -> list[Outcome]:
         """Make the objects so, all or none. Raises ManifestError with everything that is wrong with them."""
         with self._lock:
-            known = [obj["metadata"]["name"] for obj in self._given.values() if obj["kind"] == NAMESPACE_KIND]
             objects = [self._updating(obj) for obj in objects]
-            checked = [as_given(obj) for obj in validate_objects(objects, namespaces=known)]
+            checked = [as_given(obj) for obj in validate_objects(objects, namespaces=self.current.namespaces)]
             _refuse_nodes(checked)
             given = dict(self._given)
             given.update({ref_of(obj): with_status_of(obj, self._given.get(ref_of(obj))) for obj in checked})
@@ -416,7 +418,8 @@ class Runtime:
         nodes = {node.name: node for node in cluster.nodes if node.name in changed}
         puts = [self._node_object(node) for node in nodes.values()]
         puts += [self._pod_object(pod, nodes[pod.node]) for pod in cluster.pods if pod.node in nodes]
-        puts += self._workloads(cluster, self._given)
+        assert self._manifests is not None
+        puts += self._workloads(cluster, self._manifests)
         puts += service_puts(before, cluster, self._given.keys())
         self.store.commit(puts, service_deletes(before, cluster, self._given.keys()))
         self._advance()
@@ -432,12 +435,18 @@ class Runtime:
         grace: float | None = None,
     ) -> list[Event]:
         self._check_whole()
-        extra = missing_addons(given.values(), self._addons, begun=self._addons_begun, at_once=self._addons_at_once)
+        extra = missing_addons(
+            self._addons,
+            lambda obj: ref_of(obj) in given,
+            begun=self._addons_begun,
+            wanted=self._addons_at_once or any((ref.group, ref.kind) == ("", "Service") for ref in given),
+        )
         given = {**given, **{ref_of(obj): obj for obj in extra}}
+        manifests = Manifests.following(given.values(), self._manifests)
         ipam = self._ipam.copy()
         cluster = assemble(
             self.topology,
-            list(given.values()),
+            manifests,
             ipam,
             self.cluster,
             gone=gone,
@@ -465,10 +474,11 @@ class Runtime:
         before, before_given = self.cluster, self._given
         self._addons_begun = self._addons_begun or bool(extra)
         self._ipam, self._given, self.cluster, self.plan, self._faults = ipam, given, cluster, plan, faults
+        self._manifests = manifests
         self._planned_by = self.proxy.when(cluster) if self.proxy is not None else None
         self.enforcement = self._enforced
         self._set_timers(before, cluster, grace)
-        events = self._commit(before, cluster, before_given, given)
+        events = self._commit(before, cluster, before_given, given, manifests)
         self._await_checks(previous[1] if previous is not None else None)
         self._forget_stale(before, cluster)  # last: the change holds, whether or not old flows could be looked through
         return events
@@ -686,27 +696,27 @@ class Runtime:
         cluster: Cluster,
         before: dict[Ref, Object],
         given: dict[Ref, Object],
+        manifests: Manifests,
     ) -> list[Event]:
         """Put into the store what changed between two states, derived objects included. A pod that came back under its
         old name is another object."""
         nodes = {node.name: node for node in cluster.nodes}
         puts: list[Object] = []
-        deletes = [ref for ref in before if ref not in given and (ref.group, ref.kind) != ("", POD_KIND)]
+        changed = changed_items(before, given)
+        lost = [ref for ref in trimmed(list(before), list(given))[0] if ref not in given]
+        deletes = [ref for ref in lost if (ref.group, ref.kind) != ("", POD_KIND)]
         had = old.namespaces if old is not None else {}
         for name, labels in cluster.namespaces.items():
             ref = Ref("", NAMESPACE_KIND, "", name)
             if had.get(name) != labels or before.get(ref) != given.get(ref):
                 puts.append(namespace_object(name, labels, given.get(ref)))
         deletes += [Ref("", NAMESPACE_KIND, "", name) for name in had if name not in cluster.namespaces]
-        fresh = {
-            ref: obj
-            for ref, obj in given.items()
-            if before.get(ref) is not obj and ref.kind not in (NAMESPACE_KIND, POD_KIND, *STATUSES)
-        }
+        fresh = {ref: obj for ref, obj in changed.items() if ref.kind not in (NAMESPACE_KIND, POD_KIND, *STATUSES)}
         ours = refs_made_here(cluster, fresh.keys())
         puts += [obj for ref, obj in fresh.items() if ref not in ours]
-        if old is None or cluster.pods != old.pods or before != given:
-            puts += self._workloads(cluster, given)
+        differs = bool(lost) or any(before.get(ref) != obj for ref, obj in changed.items())
+        if old is None or cluster.pods != old.pods or differs:
+            puts += self._workloads(cluster, manifests)
         puts += service_puts(old, cluster, given.keys())
         deletes += service_deletes(old, cluster, given.keys())
         known_nodes = {node.name: node for node in old.nodes} if old is not None else {}
@@ -724,8 +734,8 @@ class Runtime:
         return self.store.commit(puts, deletes)
 
     @staticmethod
-    def _workloads(cluster: Cluster, given: Mapping[Ref, Object]) -> Iterator[Object]:
-        return with_numbers([obj for ref, obj in given.items() if ref.kind in STATUSES], cluster)
+    def _workloads(cluster: Cluster, manifests: Manifests) -> Iterator[Object]:
+        return with_numbers(manifests.named(STATUSES), cluster)
 
     def _node_object(self, node: Node) -> Object:
         obj = node_object(node)

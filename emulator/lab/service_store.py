@@ -4,8 +4,9 @@ that are not the same as before."""
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
+from emulator.cluster.changes import difference, places
 from emulator.cluster.model import Cluster
 from emulator.cluster.service_cluster import service_manifests
 from emulator.cluster.service_objects import endpoints_object, service_object, slice_object
@@ -20,39 +21,42 @@ def service_puts(old: Cluster | None, now: Cluster, given: Collection[Ref]) -> I
     """The Service, EndpointSlice and Endpoints objects that differ from those of ``old``. ``given`` are the objects
     that users wrote: their own slices are among them, and are published as they are."""
     touched: set[str] = set()
-    if old is None or now.services is not old.services or now.objects != old.objects:
-        had = _identities(old) if old is not None else set()
-        for service, manifest in zip(now.services, service_manifests(now), strict=True):
-            if (id(service), id(manifest)) not in had:
-                touched.add(service.key)
-                yield service_object(service, manifest)
-    if not touched and old is not None and now.slices is old.slices:
-        return
-    known = {id(one) for one in old.slices} if old is not None else set()
-    fresh = [one for one in now.slices if id(one) not in known]
-    gone = {id(one) for one in now.slices}
-    touched |= {one.service_key for one in fresh}
-    touched |= {one.service_key for one in old.slices if id(one) not in gone} if old is not None else set()
+    for service, manifest in _changed_services(old, now):
+        touched.add(service.key)
+        yield service_object(service, manifest)
+    gone, fresh = difference(old.slices if old is not None else (), now.slices)
+    touched |= {one.service_key for one in (*gone, *fresh)}
     if not touched:
         return
-    services = {service.key: service for service in now.services if service.key in touched}
+    names = {key.partition("/")[2] for key in touched}
+    services = {one.key: one for one in now.services if one.name in names and one.key in touched}
     for one in fresh:
         if _ref(one) not in given:
             yield slice_object(one, services.get(one.service_key))
     yield from _endpoints(now, services)
 
 
-def _identities(cluster: Cluster) -> set[tuple[int, int]]:
-    return {
-        (id(service), id(manifest))
-        for service, manifest in zip(cluster.services, service_manifests(cluster), strict=True)
-    }
+def _changed_services(old: Cluster | None, now: Cluster) -> Sequence[tuple[Service, Object]]:
+    """The Services whose record or manifest is not the same object as before, with their manifests."""
+    manifests = service_manifests(now)
+    pairs = zip(now.services, manifests, strict=True)
+    if old is None:
+        return list(pairs)
+    before = service_manifests(old)
+    if now.services is old.services and manifests is before:
+        return ()
+    if len(manifests) == len(before):
+        at = sorted({*places(old.services, now.services), *places(before, manifests)})
+        return [(now.services[place], manifests[place]) for place in at]
+    had = {(id(service), id(manifest)) for service, manifest in zip(old.services, before, strict=True)}
+    return [pair for pair in pairs if (id(pair[0]), id(pair[1])) not in had]
 
 
 def _endpoints(now: Cluster, services: dict[str, Service]) -> Iterator[Object]:
+    names = {service.name for service in services.values()}
     slices: defaultdict[str, list[EndpointSlice]] = defaultdict(list)
     for one in now.slices:
-        if one.service_key in services:
+        if one.service in names and one.service_key in services:
             slices[one.service_key].append(one)
     for key, service in services.items():
         if service.selects:
@@ -63,11 +67,10 @@ def service_deletes(old: Cluster | None, now: Cluster, given: Collection[Ref]) -
     """The EndpointSlices and Endpoints of ours that are no more."""
     if old is None or (now.services is old.services and now.slices is old.slices):
         return
-    known = {id(one) for one in now.slices}
-    if gone := [one for one in old.slices if id(one) not in known]:
-        there = {(one.namespace, one.name) for one in now.slices}
-        lost = [_ref(one) for one in gone if (one.namespace, one.name) not in there]
-        yield from (ref for ref in lost if ref not in given)
+    gone, fresh = difference(old.slices, now.slices)
+    there = {(one.namespace, one.name) for one in fresh}
+    lost = [_ref(one) for one in gone if (one.namespace, one.name) not in there]
+    yield from (ref for ref in lost if ref not in given)
     if now.services is old.services:
         return
     selecting = {service.key for service in now.services if service.selects}

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from emulator.cluster.decode import decode
+from emulator.cluster.manifest_index import of_kinds
 from emulator.cluster.strict_yaml import Malformed, documents
 from emulator.cluster.validation import forbidden, invalid, parse_cidr, unsupported
 from emulator.errors import ManifestError, Problem
@@ -101,12 +102,9 @@ class _Config(msgspec.Struct, rename="camel", forbid_unknown_fields=True, kw_onl
 
 def read(objects: Sequence[dict[str, Any]], default: ProxySettings) -> Told:
     """The configuration among ``objects``, over ``default``. Raises ManifestError."""
-    for obj in objects:
-        if obj.get("kind") != "ConfigMap":
-            continue
+    for obj in of_kinds(objects, ("v1", "ConfigMap")):
         metadata = obj.get("metadata", {})
-        found = (obj.get("kind"), obj.get("apiVersion"), metadata.get("namespace"), metadata.get("name"))
-        if found == ("ConfigMap", "v1", NAMESPACE, CONFIG_MAP):
+        if (metadata.get("namespace"), metadata.get("name")) == (NAMESPACE, CONFIG_MAP):
             return _Reader(default).read(obj)
     return Told(None, default)
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from emulator.cluster.model import Cluster
-from emulator.proxy.endpoints import proxied
+from emulator.proxy.endpoints import proxied, slices_of
 
 
 class Entry(NamedTuple):
@@ -45,17 +45,16 @@ class Served(NamedTuple):
 
 def served(cluster: Cluster) -> Served:
     """What serves what, on every node alike."""
+    services = [one for one in cluster.services if any(port.protocol == "UDP" for port in one.ports) and proxied(one)]
     slices: dict[tuple[str, int], set[tuple[str, int, str]]] = {}
-    for each in cluster.slices:
+    for each in slices_of(cluster.slices, {service.key for service in services}):
         for offered in each.ports:
             if offered.protocol == "UDP":
                 found = slices.setdefault((each.service_key, each.family), set())
                 found |= {(at.address, offered.port, offered.name) for at in each.endpoints if at.serving}
     addresses: dict[tuple[str, int], frozenset[tuple[str, int]]] = {}
     node_ports: dict[int, frozenset[tuple[str, int]]] = {}
-    for service in cluster.services:
-        if not proxied(service):
-            continue
+    for service in services:
         for port in service.ports:
             if port.protocol != "UDP":
                 continue

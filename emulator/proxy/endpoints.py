@@ -14,10 +14,11 @@ Sources: kubernetes/kubernetes pkg/proxy/topology.go, serviceport.go, servicecha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from emulator.cluster.changes import trimmed
 from emulator.cluster.services import Endpoint, EndpointSlice, Service, ServicePort
 
 ZONE_LABEL = "topology.kubernetes.io/zone"
@@ -108,11 +109,24 @@ def slices_by_service(slices: Iterable[EndpointSlice]) -> dict[tuple[str, int], 
     return found
 
 
+def slices_of(slices: Iterable[EndpointSlice], keys: Collection[str]) -> Iterator[EndpointSlice]:
+    """The slices of the Services ``keys`` (``namespace/name``)."""
+    names = {key.partition("/")[2] for key in keys}
+    return (each for each in slices if each.service in names and each.service_key in keys)
+
+
+def services_of(services: Iterable[Service], keys: Collection[str]) -> Iterator[Service]:
+    """The Services ``keys`` (``namespace/name``)."""
+    names = {key.partition("/")[2] for key in keys}
+    return (each for each in services if each.name in names and each.key in keys)
+
+
 def changed_keys(old: Sequence[EndpointSlice], new: Sequence[EndpointSlice]) -> set[str]:
     """The Services (``namespace/name``) of whose slices any is not the very same in both, or stands elsewhere among
     them."""
     if old is new:
         return set()
+    old, new = trimmed(old, new)
     same = {id(each) for each in old} & {id(each) for each in new}
     kept = [[each for each in slices if id(each) in same] for slices in (old, new)]
     moved = [pair for pair in zip(*kept, strict=True) if pair[0] is not pair[1]]

@@ -38,7 +38,9 @@ from emulator.proxy.endpoints import (
     cluster_ip,
     proxied,
     same_everywhere,
+    services_of,
     slices_by_service,
+    slices_of,
 )
 from emulator.proxy.endpoints import targets as targets_of
 from emulator.proxy.iptables_service import Lines, Wording, service_lines
@@ -155,8 +157,8 @@ class IptablesProxy:
         if last is not None and last.services is cluster.services:
             changed = changed_keys(last.slices, cluster.slices)
             before, held = last.held, dict(last.held)
-            grouped = slices_by_service(each for each in cluster.slices if each.service_key in changed)
-            services = [service for service in cluster.services if service.key in changed]
+            grouped = slices_by_service(slices_of(cluster.slices, changed))
+            services = list(services_of(cluster.services, changed))
         else:
             before, held = last.held if last is not None else {}, {}
             grouped = slices_by_service(cluster.slices)

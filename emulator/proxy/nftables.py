@@ -43,7 +43,9 @@ from emulator.proxy.endpoints import (
     externally_accessible,
     proxied,
     same_everywhere,
+    services_of,
     slices_by_service,
+    slices_of,
     targets,
 )
 from emulator.proxy.model import ProxySettings
@@ -122,7 +124,7 @@ class NftablesProxy:
 
     def __init__(self, settings: ProxySettings) -> None:
         self.settings = settings
-        self._slices: Sequence[EndpointSlice] = ()
+        self._slices: tuple[EndpointSlice, ...] = ()
         self._grouped: dict[tuple[str, int], list[EndpointSlice]] = {}
         self._made: dict[tuple[str, int], _Made] = {}
         self._tables: dict[tuple[str, Family], _Table] = {}
@@ -131,8 +133,7 @@ class NftablesProxy:
     def node(self, cluster: Cluster, node: Node) -> Iterator[AnyObject]:
         """A table for each family that the node has an address of."""
         if cluster.slices is not self._slices:
-            self._slices, self._grouped = cluster.slices, slices_by_service(cluster.slices)
-            self._changed = None
+            self._regroup(cluster.slices)
         families: tuple[Family, ...] = (4, 6)
         for family in families:
             if of_family(node.addresses, family):
@@ -140,6 +141,18 @@ class NftablesProxy:
         if len(self._made) > 2 * len(families) * len(cluster.services) + 1000:
             known = {service.key for service in cluster.services}
             self._made = {key: made for key, made in self._made.items() if key[0] in known}
+
+    def _regroup(self, slices: tuple[EndpointSlice, ...]) -> None:
+        changed = changed_keys(self._slices, slices)
+        if len(changed) > len(slices) // 8:
+            self._grouped = slices_by_service(slices)
+        else:
+            for key in changed:
+                self._grouped.pop((key, 4), None)
+                self._grouped.pop((key, 6), None)
+            self._grouped.update(slices_by_service(slices_of(slices, changed)))
+        self._changed = self._slices, changed
+        self._slices = slices
 
     @no_collection()
     def _table(self, cluster: Cluster, node: Node, family: Family) -> NftRules:
@@ -163,9 +176,9 @@ class NftablesProxy:
         if last is not None and last.services is cluster.services and last.node == node:
             parts, claimed = dict(last.parts), last.claimed
             if changed := self._changed_since(last.slices):
-                for service in cluster.services:
-                    if (key := service.key) in changed and key in parts:
-                        parts[key] = self._part(service, node, family)
+                for service in services_of(cluster.services, changed):
+                    if service.key in parts:
+                        parts[service.key] = self._part(service, node, family)
         else:
             parts, claimed = {}, False
             for service in cluster.services:
