@@ -204,8 +204,7 @@ class Lab:
 
         Returns one dict each: group, kind, namespace, name, action (created, configured, unchanged).
         """
-        known = [one["metadata"]["name"] for one in self.get("namespaces")]
-        answer = self.client.call("POST", f"{BASE}/apply", {"objects": list(_objects(manifests, known))})
+        answer = self.client.call("POST", f"{BASE}/apply", {"objects": list(_objects(manifests, self._namespaces()))})
         return list(answer)
 
     def delete(
@@ -246,9 +245,12 @@ class Lab:
         """Delete every object of the manifests, those that own others last; ``grace_period`` as of :meth:`delete`."""
         from emulator.lab.store import ref_of
 
-        refs = [tuple(ref_of(obj)) for obj in _objects(manifests)]
+        refs = [tuple(ref_of(obj)) for obj in _objects(manifests, self._namespaces())]
         wish = {"refs": refs[::-1], "grace_period": grace_period}
         return list(self.client.call("POST", f"{BASE}/delete", wish))
+
+    def _namespaces(self) -> list[str]:
+        return [one["metadata"]["name"] for one in self.get("namespaces")]
 
     def get(self, kind: str, name: str = "", namespace: str = "default", *, selector: str = "") -> list[dict[str, Any]]:
         """Objects as Kubernetes writes them; ``namespace=""`` means all. One object is a list of one."""

@@ -95,6 +95,17 @@ def test_kernel_holds_exactly_the_plan_after_every_kind_of_change(lab: Lab) -> N
     assert lab.verify() == []
 
 
+def test_a_manifest_to_delete_may_be_of_a_namespace_that_only_the_lab_has(lab: Lab) -> None:
+    lab.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "apart"}})
+    there = pod("a")
+    there["metadata"]["namespace"] = "apart"
+    lab.apply(there)
+    (change,) = lab.delete_manifests(there, grace_period=0)
+    assert (change["namespace"], change["name"], change["action"]) == ("apart", "a", "deleted")
+    assert lab.get("pods", namespace="apart") == []
+    lab.delete("namespace", "apart")
+
+
 def test_what_is_changed_by_hand_is_told(lab: Lab) -> None:
     lab.run("n1", "ip", "route", "add", "blackhole", "10.99.0.0/16")
     (line,) = lab.verify()
