@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgspec
 import pytest
@@ -26,24 +26,23 @@ from hypothesis import strategies as st
 
 from emulator import Lab
 from emulator.cluster.model import Cluster
-from emulator.kernel import neighbour_table, registry
-from emulator.lab.matrix import QUICK
-from emulator.lab.verdicts import Ask, Cell, Matrix, MatrixWish
+from emulator.kernel import registry
+from emulator.lab.verdicts import Ask, Cell
 from emulator.policy.compile import compile_policies
 from emulator.policy.compiled import Compiled
 from emulator.policy.evaluate import evaluate
 from emulator.policy.flow import End, Flow, Verdict, node_end, pod_end
 from emulator.policy.model import Family
 from tests.policy.second_opinion import Place, passing
+from tests.policy.site import Site
 from tests.policy.styles import OUTSIDE_PORT, enforcing, topology_for
-from tests.policy.worlds import NAMESPACES, PORTS, Object, World, changed, namespace, worlds
+from tests.policy.worlds import NAMESPACES, PORTS, World, changed, namespace, worlds
 
 pytestmark = [pytest.mark.slow, pytest.mark.requires("netns", "veth", "iptables", "ipset", "ip", "mnexec")]
 
 WORLDS = int(os.environ.get("CNILAB_FUZZ_WORLDS", "10"))
 CHANGES = 3
 OUTSIDE = "client"  # the host that stands for the world
-FULL = 3  # how often a state may meet a machine whose table of neighbours is full, which says nothing about policies
 
 
 @dataclass(frozen=True)
@@ -55,61 +54,16 @@ class Asked:
     expected: Verdict
 
 
-@dataclass
-class Figures:
-    """What a run came to. ``late``: flows let in, whose first packet had no answer on a slow machine.
-    ``void``: states asked again, since the machine had no room for neighbours meanwhile."""
-
-    worlds: int = 0
-    states: int = 0
-    probes: int = 0
-    allowed: int = 0
-    patient: int = 0
-    late: int = 0
-    void: int = 0
-    wrong: int = 0
-
-
-@dataclass(frozen=True)
-class Site:
-    """One style's lab, and what is in it."""
-
-    lab: Lab
-    objects: dict[tuple[str, str, str], Object] = field(default_factory=dict)
-    figures: Figures = field(default_factory=Figures)
-
-
 @pytest.fixture(scope="module", params=enforcing())
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     patch = pytest.MonkeyPatch()
     patch.setenv(registry.BASE_VARIABLE, str(tmp_path_factory.mktemp("labs")))
     with Lab(topology_for(request.param), request.param, dns="off", policy_mode="spec") as lab:
         lab.apply(*(namespace(name, {}) for name in NAMESPACES))
-        site = Site(lab)
+        site = Site(lab, request.param)
         yield site
         print(f"\n{request.param}: {site.figures}")
     patch.undo()
-
-
-def ref(one: Object) -> tuple[str, str, str]:
-    return one["kind"], one["metadata"].get("namespace", ""), one["metadata"]["name"]
-
-
-def become(place: Site, world: World) -> None:
-    """Change what differs: a pod that is no longer what it was by a new one, everything else in its place."""
-    wanted = {ref(one): one for one in world.objects}
-    gone = []
-    for key, old in list(place.objects.items()):
-        new = wanted.get(key)
-        moved = key[0] == "Pod" and new is not None and new["spec"] != old["spec"]
-        if (new is None and key[0] != "Namespace") or moved:
-            gone.append(place.objects.pop(key))
-    if gone:
-        place.lab.delete_manifests(*gone, grace_period=0)
-    late = [one for key, one in wanted.items() if place.objects.get(key) != one]
-    if late:
-        place.lab.apply(*late)
-    place.objects.update({ref(one): one for one in late})
 
 
 def asked(cluster: Cluster, compiled: Compiled) -> Iterator[Asked]:
@@ -168,38 +122,12 @@ def at(cluster: Cluster, end: End) -> Place:
 
 def observe(place: Site, world: World) -> list[str]:
     """What packets say otherwise than the evaluator."""
-    become(place, world)
+    place.become(world.objects)
     cluster = place.lab.cluster()
     probes = list(asked(cluster, compile_policies(cluster)))
     opinions_agree(world, cluster, probes)
-    for _ in range(FULL):
-        refused = neighbour_table.refusals()
-        taken = place.lab.matrix(MatrixWish(asks=tuple(one.ask for one in probes)))
-        faults = list(wrong(probes, taken, place.figures))
-        if not faults or neighbour_table.refusals() == refused:
-            break
-        place.figures.void += 1
-    else:
-        pytest.fail(neighbour_table.hint())
-    place.figures.states += 1
-    place.figures.probes += len(probes)
-    place.figures.allowed += sum(cell.allowed for cell in taken.cells)
-    place.figures.patient += len(taken.rounds) > 1
-    place.figures.wrong += len(faults)
-    return faults
-
-
-def wrong(probes: list[Asked], taken: Matrix, figures: Figures) -> Iterator[str]:
-    """What is not as expected, a line each."""
-    first = taken.rounds[0]
-    quick = first.slowest <= first.window / QUICK
-    for one, cell in zip(probes, taken.cells, strict=True):
-        lost = cell.allowed and cell.first == "dropped"
-        figures.late += lost and not quick
-        # What has no way there was not denied either
-        right = cell.allowed if one.expected.allowed else cell.verdict in ("dropped", "refused")
-        if not right or (lost and quick) or cell.address != one.flow.destination.address:
-            yield told(one, cell)
+    found = place.faults([one.ask for one in probes], [one.expected.allowed for one in probes])
+    return [told(probes[number], cell) for number, cell in found]
 
 
 def told(one: Asked, cell: Cell) -> str:
