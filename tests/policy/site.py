@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -13,6 +13,7 @@ from emulator.lab.matrix import QUICK
 from emulator.lab.verdicts import Ask, Cell, Matrix, MatrixWish
 from tests.policy.worlds import Object
 
+Ref = tuple[str, str, str]
 FULL = 3  # how often questions may meet a machine whose table of neighbours is full, which says nothing about policies
 
 
@@ -37,25 +38,40 @@ class Site:
 
     lab: Lab
     style: str
-    objects: dict[tuple[str, str, str], Object] = field(default_factory=dict)
+    objects: dict[Ref, Object] = field(default_factory=dict)
     figures: Figures = field(default_factory=Figures)
 
     def become(self, objects: Iterable[Object]) -> None:
         """Change what differs: a pod that is no longer what it was by a new one, everything else in its place.
         Namespaces stay."""
         wanted = {ref(one): one for one in objects}
-        gone = []
-        for key, old in list(self.objects.items()):
+        gone = self._gone(wanted)
+        if gone:
+            self.lab.delete_manifests(*gone.values(), grace_period=0)
+            for key in gone:
+                del self.objects[key]
+        late = {key: one for key, one in wanted.items() if self.objects.get(key) != one}
+        if late:
+            self.lab.apply(*late.values())
+            self.objects.update(late)
+
+    def steps(self, objects: Iterable[Object]) -> Iterator[list[Object]]:
+        """What there will be, one state after the other, if this becomes ``objects``."""
+        wanted = {ref(one): one for one in objects}
+        gone = self._gone(wanted)
+        left = {key: one for key, one in self.objects.items() if key not in gone}
+        if gone:
+            yield list(left.values())
+        yield list((left | wanted).values())
+
+    def _gone(self, wanted: Mapping[Ref, Object]) -> dict[Ref, Object]:
+        gone = {}
+        for key, old in self.objects.items():
             new = wanted.get(key)
             moved = key[0] == "Pod" and new is not None and new["spec"] != old["spec"]
             if (new is None and key[0] != "Namespace") or moved:
-                gone.append(self.objects.pop(key))
-        if gone:
-            self.lab.delete_manifests(*gone, grace_period=0)
-        late = [one for key, one in wanted.items() if self.objects.get(key) != one]
-        if late:
-            self.lab.apply(*late)
-        self.objects.update({ref(one): one for one in late})
+                gone[key] = old
+        return gone
 
     def faults(self, asks: Sequence[Ask], let_in: Sequence[bool]) -> list[tuple[int, Cell]]:
         """Those of the questions, by their numbers, whose verdict is not the one expected."""
@@ -87,6 +103,6 @@ class Site:
                 yield number, cell
 
 
-def ref(one: Object) -> tuple[str, str, str]:
+def ref(one: Object) -> Ref:
     """Kind, namespace, name."""
     return one["kind"], one["metadata"].get("namespace", ""), one["metadata"]["name"]
