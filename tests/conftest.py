@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,32 +45,40 @@ def required(item: pytest.Item) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(trylast=True)  # after -k and -m have chosen
+def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
     known = set(capabilities.feature_names())
     for item in items:
         unknown = [name for name in required(item) if name not in known]
         if unknown:
             raise pytest.UsageError(f"{item.nodeid} requires {', '.join(unknown)}: not in emulator/kernel/features.py")
-
-
-def pytest_runtestloop(session: pytest.Session) -> None:
-    if session.config.option.collectonly:
+    if config.option.collectonly:
         return
     # All at once and before the first test: a test with a sandbox runs in a fork, whose answers would be lost.
-    answers = capabilities.probe_for_use(sorted({name for item in session.items for name in required(item)}))
+    answers = capabilities.probe_for_use(sorted({name for item in items for name in required(item)}))
     session.stash[ANSWERS] = answers
     if os.environ.get("CNILAB_LANE") == REAL_KERNEL:
         return
     left_out: dict[str, list[str]] = {}
-    for item in session.items:
+    for item in items:
         missing = [name for name in required(item) if not answers[name].usable]
         # What the lane is known to have may not be missing: that test fails, like any other.
         if item.get_closest_marker("real_kernel") and missing and not expected_features() & set(missing):
             left_out[item.nodeid] = missing
-    session.config.stash[LEFT_OUT] = left_out
+    config.stash[LEFT_OUT] = left_out
     if left_out:
-        session.config.hook.pytest_deselected(items=[item for item in session.items if item.nodeid in left_out])
-        session.items[:] = [item for item in session.items if item.nodeid not in left_out]
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left_out])
+        items[:] = [item for item in items if item.nodeid not in left_out]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):  # one of several processes (xdist): another one reports
+        session.config.workeroutput["left_out"] = session.config.stash.get(LEFT_OUT, {})
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:  # in the process that reports
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", {})
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,16 +23,15 @@ pytestmark = [
 
 
 @pytest.fixture
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("nobody")
-    for folder in (path, path / "runtime"):
-        folder.mkdir(exist_ok=True)
-        os.chown(folder, NOBODY, NOBODY)
-        folder.chmod(0o700)
-    for parent in path.parents:
-        if parent.stat().st_uid == os.geteuid() and parent != Path("/") and not parent.stat().st_mode & 0o001:
-            parent.chmod(parent.stat().st_mode | 0o011)  # pytest's own folders are closed to others
-    return path
+def home() -> Iterator[Path]:
+    """Beside pytest's own folders: those are closed to others, anew with each pytest that begins."""
+    with tempfile.TemporaryDirectory(prefix="cnilab-nobody-") as name:
+        path = Path(name)
+        for folder in (path, path / "runtime"):
+            folder.mkdir(exist_ok=True)
+            os.chown(folder, NOBODY, NOBODY)
+            folder.chmod(0o700)
+        yield path
 
 
 def as_nobody(home: Path, *argv: str, prefix: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:

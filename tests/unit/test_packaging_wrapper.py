@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import statistics
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,7 +150,7 @@ def test_tests_run_in_the_checkout_after_their_own_packages_are_there(checkout: 
     assert first[0] == "cnilab: installing for tests"
     assert first[1].startswith("python -m pytest")
     assert first[1].endswith("-k a or b")
-    assert second[0].startswith("python -m pytest")
+    assert second[0] == "python -m pytest -n auto --dist loadfile --no-loadscope-reorder"  # the whole suite
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root installs packages")
@@ -209,17 +207,3 @@ def test_root_writes_no_bytecode_into_the_checkout_of_a_user(checkout: Checkout)
     os.chown(checkout.path, 65534, 65534)
 
     assert (own, checkout.run("ls")[0]) == ("none", "1")
-
-
-def test_wrapper_adds_less_than_30_ms(checkout: Checkout) -> None:
-    def took(program: Path) -> float:
-        times = []
-        for _ in range(15):
-            begun = time.perf_counter()
-            subprocess.run([str(program)], stdout=subprocess.DEVNULL, check=False)
-            times.append(time.perf_counter() - begun)
-        return statistics.median(times)
-
-    added = took(checkout.wrapper) - took(checkout.venv / "bin" / "cnilab")
-
-    assert added < 0.030

@@ -43,7 +43,9 @@ def test_line_on_a_terminal_is_wiped_away(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("sys.stderr", shown := Terminal())
     with output.progress("up") as tell:
         tell("wir\x1bing")
-        time.sleep(0.1)
+        end = time.monotonic() + 10
+        while not shown.getvalue() and time.monotonic() < end:
+            time.sleep(0.01)
     assert "up: wir\\x1bing (" in shown.getvalue()
     assert shown.getvalue().endswith("\r\x1b[K")
 
