@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import msgspec
 
 from emulator.cluster.model import Cluster, Pod
-from emulator.policy.model import Direction, Family, NetworkSet, PodSet, Policy, ServiceRef, Tier
+from emulator.policy.model import Direction, Family, NetworkSet, PodSet, Policy, PolicyKind, ServiceRef, Tier
 
 
 class Compiled(msgspec.Struct, frozen=True):
@@ -36,6 +38,21 @@ class Compiled(msgspec.Struct, frozen=True):
     def selected(self, policy: Policy) -> frozenset[str]:
         """The keys of the pods whose traffic the policy judges."""
         return self.members[policy.subject]
+
+    def of_kinds(self, kinds: Collection[PolicyKind]) -> Compiled:
+        """As who reads no other kinds sees it; the same object if there are no others."""
+        if all(policy.kind in kinds for policy in self.policies):
+            return self
+        ingress, egress = (
+            {
+                pod: found
+                for pod, policies in given.items()
+                if (found := tuple(one for one in policies if one.kind in kinds))
+            }
+            for given in (self.ingress, self.egress)
+        )
+        policies = tuple(one for one in self.policies if one.kind in kinds)
+        return msgspec.structs.replace(self, policies=policies, ingress=ingress, egress=egress)
 
     def addresses(self, pods: PodSet, family: Family) -> tuple[str, ...]:
         """The addresses of the set's pods, sorted as text, without prefix length."""

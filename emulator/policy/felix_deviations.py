@@ -59,7 +59,7 @@ def deviation_of(
     compiled: Compiled, flow: Flow, kinds: Collection[PolicyKind], mode: PolicyMode, *, allowed: bool
 ) -> Deviation | None:
     """Why Felix's verdict on the flow is the opposite of ``allowed``, the specification's; None if it is the same."""
-    seen = _without(compiled, kinds)
+    seen = compiled.of_kinds(kinds)
     if mode == "spec":
         return None
     verdict = evaluate(seen, flow).allowed
@@ -83,23 +83,3 @@ def _egress_allows(compiled: Compiled, flow: Flow) -> bool:
     moved = msgspec.structs.replace(compiled.pods[flow.source.name], node="")
     seen = msgspec.structs.replace(compiled, pods={**compiled.pods, flow.source.name: moved})
     return judge(seen, flow, "egress").allowed
-
-
-def _without(compiled: Compiled, kinds: Collection[PolicyKind]) -> Compiled:
-    """The policies as Felix sees them."""
-    if all(policy.kind in kinds for policy in compiled.policies):
-        return compiled
-    kept = {
-        direction: {
-            pod: found
-            for pod, policies in given.items()
-            if (found := tuple(one for one in policies if one.kind in kinds))
-        }
-        for direction, given in (("ingress", compiled.ingress), ("egress", compiled.egress))
-    }
-    return msgspec.structs.replace(
-        compiled,
-        policies=tuple(one for one in compiled.policies if one.kind in kinds),
-        ingress=kept["ingress"],
-        egress=kept["egress"],
-    )

@@ -16,6 +16,7 @@ from emulator.plan.addressing import families_of, family_of, of_family
 from emulator.plan.model import AnyObject, Chain, Family, IpSet
 from emulator.policy.compiled import Compiled
 from emulator.policy.enforcer import Deviation, OnEveryNode, PolicyMode
+from emulator.policy.evaluate import evaluate
 from emulator.policy.flow import Flow
 from emulator.policy.kube_router_chains import COMPONENT, LocalPod, firewall, pod_chain, policy_chain
 from emulator.policy.kube_router_policy import QUIRKS, TYPES, PolicyChain, Quirk, Translated, pod_sets, translate
@@ -171,9 +172,7 @@ class KubeRouterPolicies(OnEveryNode):
     # -- what it does otherwise -----------------------------------------------------------------------------
 
     def deviations(self, cluster: Cluster, compiled: Compiled) -> Iterator[Deviation]:
-        for policy in compiled.policies:
-            if policy.kind not in self.kinds:
-                yield Deviation(f"kube-router does not read {policy.kind}", policy=policy.key, unenforced=True)
+        yield from self._unread(compiled)
         read = self._read(compiled.policies)
         if not self._quirks or not read:
             return
@@ -191,10 +190,18 @@ class KubeRouterPolicies(OnEveryNode):
             self._judge = Judge(compiled)
         if self._judge.passes(flow, self._quirks) == allowed:
             return None
+        read = compiled.of_kinds(self.kinds)
+        if read is not compiled and evaluate(read, flow).allowed != allowed:
+            return next(self._unread(compiled))
         for quirk in sorted(self._quirks):
             if self._judge.passes(flow, self._quirks - {quirk}) == allowed:
                 return _told(quirk)
         return Deviation("several of kube-router's deviations together", source=_SOURCE)
+
+    def _unread(self, compiled: Compiled) -> Iterator[Deviation]:
+        for policy in compiled.policies:
+            if policy.kind not in self.kinds:
+                yield Deviation(f"kube-router does not read {policy.kind}", policy=policy.key, unenforced=True)
 
 
 def _told(quirk: Quirk, policy: str = "") -> Deviation:

@@ -33,7 +33,7 @@ from emulator.plan.addressing import families_of
 from emulator.plan.model import AnyObject, Chain, IpSet, IptablesRules, Jump, Rule
 from emulator.policy.compiled import Compiled, address_of, port_numbers
 from emulator.policy.enforcer import Deviation, OnEveryNode, PolicyMode
-from emulator.policy.evaluate import protocol_number
+from emulator.policy.evaluate import evaluate, protocol_number
 from emulator.policy.flow import Flow
 from emulator.policy.model import DIRECTIONS, Direction, LabelSelector, Peer, PodSet, Policy, PolicyKind, PortMatch
 from emulator.policy.model import Rule as PolicyRule
@@ -145,9 +145,7 @@ class WeavePolicies(OnEveryNode):
 
     def deviations(self, cluster: Cluster, compiled: Compiled) -> Iterator[Deviation]:
         read = [policy for policy in compiled.policies if policy.kind in self.kinds]
-        for policy in compiled.policies:
-            if policy.kind not in self.kinds:
-                yield Deviation(f"weave-npc does not read {policy.kind}", policy=policy.key, unenforced=True)
+        yield from self._unread(compiled)
         for policy in read if 6 in families_of(cluster.topology.pod_cidrs) else ():
             yield Deviation("Weave Net is IPv4 only: nothing is enforced by IPv6", policy=policy.key, unenforced=True)
         for policy in read if self._quirks else ():
@@ -163,11 +161,19 @@ class WeavePolicies(OnEveryNode):
             return None if allowed else Deviation("Weave Net is IPv4 only: nothing is enforced by IPv6")
         if self._rules(compiled, self._quirks).passes(flow) == allowed:
             return None
+        read = compiled.of_kinds(self.kinds)
+        if read is not compiled and evaluate(read, flow).allowed != allowed:
+            return next(self._unread(compiled))
         for quirk in sorted(self._quirks):
             if self._rules(compiled, self._quirks - {quirk}).passes(flow) == allowed:
                 what, source = _KNOWN[quirk]
                 return Deviation(what, source=source)
         return Deviation("several of weave-npc's deviations together", source="weaveworks/weave npc/analyser.go")
+
+    def _unread(self, compiled: Compiled) -> Iterator[Deviation]:
+        for policy in compiled.policies:
+            if policy.kind not in self.kinds:
+                yield Deviation(f"weave-npc does not read {policy.kind}", policy=policy.key, unenforced=True)
 
 
 class _Rules:
