@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from emulator import Lab
-from emulator.errors import ManifestError
+from emulator.errors import ApplyError, ManifestError
 from emulator.kernel import registry
 from emulator.lab.verdicts import Ask, Cell
 from emulator.policy.model import Family
@@ -180,3 +180,28 @@ def test_a_refused_policy_leaves_the_one_before_in_force(place: Place) -> None:
         place.lab.apply(worse)
     assert place.answers("x/db>x/web", "y/mon>x/web") == []
     assert place.lab.verify() == []
+
+
+def test_rules_that_the_kernel_refuses_leave_everything_closed_that_was_and_are_told(place: Place) -> None:
+    """A set of that name, and of another type, is there already."""
+    closed = policy("{podSelector: {matchLabels: {app: web}}}", name="closed")
+    opening = policy(
+        "{podSelector: {matchLabels: {app: web}}, "
+        "ingress: [{from: [{namespaceSelector: {matchLabels: {team: y}}, podSelector: {matchLabels: {app: mon}}}]}]}"
+    )
+    assert place.wrong(Step((closed,), "x/web>y/mon", "y/mon>x/web x/db>x/web")) == []
+    before = _sets(place.lab)
+    assert place.wrong(Step((closed, opening), "y/mon>x/web", "x/db>x/web")) == []
+    name = min(_sets(place.lab) - before)
+    assert place.wrong(Step((closed,), "", "y/mon>x/web")) == []
+    place.lab.run("n1", "ipset", "create", name, "bitmap:port", "range", "0-9")
+    with pytest.raises(ApplyError, match=re.escape(name)):
+        place.lab.apply(opening)
+    assert place.answers("x/web>y/mon", "y/mon>x/web x/db>x/web") == []
+    place.lab.run("n1", "ipset", "destroy", name)
+    assert place.lab.verify() == []
+    assert place.wrong(Step((closed, opening), "y/mon>x/web", "x/db>x/web")) == []
+
+
+def _sets(lab: Lab) -> set[str]:
+    return set(lab.run("n1", "ipset", "list", "-n").stdout.split())
