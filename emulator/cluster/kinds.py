@@ -109,6 +109,8 @@ KINDS: tuple[Kind, ...] = (
     _kind("IPPool", "projectcalico.org/v3", "ippools", namespaced=False),
     _kind("BGPConfiguration", "projectcalico.org/v3", "bgpconfigurations", "bgpconfig", namespaced=False),
     _kind("BGPPeer", "projectcalico.org/v3", "bgppeers", namespaced=False),
+    # kubectl knows the custom resource; Calico's API server has the other in its newest releases alone
+    _kind("BlockAffinity", "crd.projectcalico.org/v1", "blockaffinities", namespaced=False),
     _kind("GlobalNetworkPolicy", "projectcalico.org/v3", "globalnetworkpolicies", "gnp", namespaced=False),
     _kind("Tier", "projectcalico.org/v3", "tiers", namespaced=False),
     _kind("NetworkSet", "projectcalico.org/v3", "networksets", "netsets"),
@@ -141,6 +143,7 @@ NAMESAKES: tuple[Kind, ...] = (
     _kind("IPPool", "crd.projectcalico.org/v1", "ippools", namespaced=False),
     _kind("BGPConfiguration", "crd.projectcalico.org/v1", "bgpconfigurations", namespaced=False),
     _kind("BGPPeer", "crd.projectcalico.org/v1", "bgppeers", namespaced=False),
+    _kind("BlockAffinity", "projectcalico.org/v3", "blockaffinities", namespaced=False),
 )
 
 

@@ -49,6 +49,7 @@ _CONSUMED = frozenset(
         "IPPool",
         "BGPConfiguration",
         "BGPPeer",
+        "BlockAffinity",
         "Node",
         "GlobalNetworkPolicy",
         "Tier",

@@ -157,7 +157,7 @@ def spreading(router: Machine, families: Iterable[Family]) -> Iterator[Sysctl]:
 
 
 def announced_route(router: Machine, prefix: str, paths: tuple[Path, ...], what: str) -> Iterator[Route]:
-    """The route that a router learns of an address that several nodes announce."""
+    """The route that a machine learns of addresses that several nodes announce."""
     hops = [hop for path in paths if (hop := gateway(router, path.next_hop)) != ("", "")]
     if not hops:
         return

@@ -15,7 +15,7 @@ confd/etc/calico/confd/templates/bird.cfg.template; docs.tigera.io "Configure BG
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from emulator.cluster.model import Cluster, Machine, Node
@@ -90,10 +90,23 @@ class Network:
         )
         return {name: table[prefix] for name, table in tables.items() if prefix in table and name != origin.name}
 
-    def ways_to_block(self, block: str, origin: Node) -> dict[str, tuple[Path, ...]]:
-        """All paths to a block of ``origin`` that are as good as the best, by speaker."""
+    def ways_to_block(self, block: str, holders: Iterable[Node]) -> dict[str, tuple[Path, ...]]:
+        """All paths to a block of ``holders`` that are as good as the best, by speaker."""
         sessions = [each for each in self.sessions if family_of(each.local_address) == family_of(block)]
-        return spread(self.router_ids, sessions, block, [origin.name], self._exports)
+        return spread(self.router_ids, sessions, block, [holder.name for holder in holders], self._exports)
+
+    def blocks(self, node: Node) -> tuple[str, ...]:
+        """What confd takes for the node's blocks: those that IPAM gave it, and those that another claim speaks of."""
+        claimed = (each.cidr for each in self.settings.affinities if each.node == node.name)
+        return tuple(dict.fromkeys((*node.pod_ranges, *claimed)))
+
+    def holders(self) -> dict[str, list[Node]]:
+        """The nodes that announce each block; one, if all is well."""
+        found: dict[str, list[Node]] = {}
+        for node in self.cluster.nodes:
+            for block in self.blocks(node):
+                found.setdefault(block, []).append(node)
+        return found
 
     def ways_to_service(self, cidr: str) -> dict[str, tuple[Path, ...]]:
         """The best paths to a CIDR of Services, by speaker: all nodes that announce it are as good."""
@@ -114,7 +127,7 @@ class Network:
         pool = self.settings.pool_of(prefix)
         if pool is None or not pool.exported:
             return False
-        blocks = next((node.pod_ranges for node in self.cluster.nodes if node.name == speaker), ())
+        blocks = next((self.blocks(node) for node in self.cluster.nodes if node.name == speaker), ())
         return prefix in blocks or not any(contains(block, prefix.partition("/")[0]) for block in blocks)
 
 
@@ -297,7 +310,7 @@ def _speaker(network: Network, node: Node) -> Speaker:
             FamilyRouting(
                 version=family,
                 local=of_family(node.addresses, family),
-                blocks=_blocks(node, family),
+                blocks=_of_family(network.blocks(node), family),
                 pools=tuple(pool.cidr for pool in pools if pool.exported),
                 peers=tuple(_peer(each) for each in network.of(node.name, family)),
                 hidden=tuple(pool.cidr for pool in pools if not pool.exported),
@@ -330,12 +343,13 @@ def _peer(session: Session) -> Peer:
     )
 
 
-def _blocks(node: Node, family: Family) -> tuple[str, ...]:
-    return tuple(block for block in node.pod_ranges if family_of(block) == family)
+def _of_family(blocks: Iterable[str], family: Family) -> tuple[str, ...]:
+    return tuple(block for block in blocks if family_of(block) == family)
 
 
 def _learned_by_node(network: Network, node: Node, family: Family) -> Iterator[Route]:
-    for block in _blocks(node, family):
+    own = _of_family(network.blocks(node), family)
+    for block in own:
         if not is_felixs(network.settings, block) and block != host_prefix(block.partition("/")[0]):
             yield Route(
                 ns=node.ns,
@@ -344,14 +358,25 @@ def _learned_by_node(network: Network, node: Node, family: Family) -> Iterator[R
                 protocol="bird",
                 learned=True,
                 component=BIRD,
-                why="this node's block: an address that no pod has is dropped in silence",
+                why="this node's block: an address that no pod has is dropped in silence"
+                if block in node.pod_ranges
+                else "a BlockAffinity says that the block is this node's: what no pod of its own has is dropped",
             )
-    for peer in network.cluster.nodes:
-        if peer.name == node.name:
+    machine = network.machines[node.name]
+    for block, holders in network.holders().items():
+        if block in own or family_of(block) != family or is_felixs(network.settings, block):
             continue
-        for block in _blocks(peer, family):
-            if not is_felixs(network.settings, block):
-                yield from _learned(network, network.machines[node.name], block, peer, f"block of {peer.name}")
+        if len(holders) > 1:
+            yield from _learned_from_several(network, machine, block, holders)
+        else:
+            yield from _learned(network, machine, block, holders[0], f"block of {holders[0].name}")
+
+
+def _learned_from_several(network: Network, machine: Machine, block: str, holders: list[Node]) -> Iterator[Route]:
+    """A block that several nodes announce: each machine spreads pairs of addresses over all of them."""
+    paths = network.ways_to_block(block, holders).get(machine.name, ())
+    names = " and ".join(holder.name for holder in holders)
+    yield from announced_route(machine, block, paths, f"one block, announced by {names}: each has a BlockAffinity")
 
 
 def _learned(network: Network, machine: Machine, prefix: str, origin: Node, what: str) -> Iterator[Route]:
@@ -399,14 +424,15 @@ def router_bgp(cluster: Cluster, router: Machine, settings: Settings) -> Iterato
     if not router.asn or not families or not settings.peerings:
         return
     yield from router_daemon(router, families)
-    for node in cluster.nodes:
-        for block in node.pod_ranges:
-            paths = network.ways_to_block(block, node).get(router.name, ())
-            if len(paths) > 1:
-                # Nodes of a mesh tell routers of one another's blocks, too, each with itself as the next hop.
-                yield from announced_route(router, block, paths, f"block of {node.name}, told by several nodes")
-            else:
-                yield from _learned(network, router, block, node, f"block of {node.name}")
+    for block, holders in network.holders().items():
+        paths = network.ways_to_block(block, holders).get(router.name, ())
+        if len(holders) > 1:
+            yield from _learned_from_several(network, router, block, holders)
+        elif len(paths) > 1:
+            # Nodes of a mesh tell routers of one another's blocks, too, each with itself as the next hop.
+            yield from announced_route(router, block, paths, f"block of {holders[0].name}, told by several nodes")
+        else:
+            yield from _learned(network, router, block, holders[0], f"block of {holders[0].name}")
     if network.services:
         yield from spreading(router, [family.version for family in families])
     for cidr, nodes in network.services.items():

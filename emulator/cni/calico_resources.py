@@ -1,6 +1,6 @@
 """Calico's resources as they are written in manifests: the fields that are emulated, and those that are not.
 
-Sources: projectcalico/calico api/pkg/apis/projectcalico/v3 (ippool.go, bgpconfig.go, bgppeer.go),
+Sources: projectcalico/calico api/pkg/apis/projectcalico/v3 (ippool.go, bgpconfig.go, bgppeer.go, blockaffinity.go),
 libcalico-go/lib/apis/v3/node.go.
 """
 
@@ -74,6 +74,16 @@ class BGPPeerSpec(_Spec, frozen=True, kw_only=True):
     num_allowed_local_as_numbers: int | None = msgspec.field(name="numAllowedLocalASNumbers", default=None)
 
 
+class BlockAffinitySpec(_Spec, frozen=True, kw_only=True):
+    """That a node has a claim to a block, as IPAM writes it; whose the block is stands in the block itself."""
+
+    cidr: str
+    node: str
+    state: str
+    deleted: bool | str = False  # text in crd.projectcalico.org/v1
+    type: str = "host"
+
+
 class NodeBGP(_Spec, frozen=True, kw_only=True):
     """The BGP part of a Node."""
 
@@ -101,6 +111,7 @@ NOT_EMULATED = {
         "sourceAddress", "ttlSecurity", "reachableBy", "filters",
         "localASNumber", "localWorkloadSelector", "nextHopMode", "reversePeering",
     ),
+    "BlockAffinity": (),
     "Node": ("ipv4VXLANTunnelAddr", "vxlanTunnelMACAddr", "ipv6VXLANTunnelAddr", "wireguard", "interfaces"),
 }  # fmt: skip
 

@@ -1,4 +1,5 @@
-"""What Calico is told by its own resources: IPPool, BGPConfiguration, BGPPeer, and Node with its BGP part.
+"""What Calico is told by its own resources: IPPool, BGPConfiguration, BGPPeer, BlockAffinity, and Node with its BGP
+part.
 
 They come as ordinary manifests, of ``projectcalico.org/v3`` (calicoctl, or Calico's API server) or as the custom
 resources behind them, ``crd.projectcalico.org/v1``. Without an IPPool there is one for each pod CIDR of the topology,
@@ -29,6 +30,7 @@ from emulator.cni.calico_resources import (
     BGPConfigurationSpec,
     BGPPeerSpec,
     Block,
+    BlockAffinitySpec,
     IPPoolSpec,
     NodeSpec,
     Password,
@@ -42,6 +44,9 @@ AS_NUMBER = 64512  # BGPConfiguration.asNumber, by default
 AS_MAX = 4294967295
 REFLECTOR = "projectcalico.org/RouteReflectorClusterID"  # annotation of a node; taken as its label too
 SECRET_NAMESPACES = ("kube-system", "calico-system")  # of calico-node, by manifest and by operator
+
+CONFIRMED = "confirmed"
+AFFINITY_STATES = (CONFIRMED, "pending", "pendingDeletion")  # libcalico-go/lib/backend/model/block_affinity.go
 
 Mode = Literal["Never", "Always", "CrossSubnet"]
 MODES: tuple[Mode, ...] = ("Never", "Always", "CrossSubnet")
@@ -121,6 +126,15 @@ class ServiceRanges:
 
 
 @dataclass(frozen=True)
+class Affinity:
+    """A BlockAffinity beside those of the emulated IPAM: a claim of ``node`` to the block ``cidr``, which confd
+    believes and announces, whoever has the block."""
+
+    node: str
+    cidr: str
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything that the resources say. ``asns`` and ``clusters`` (of route reflectors) are by node."""
 
@@ -133,6 +147,7 @@ class Settings:
     clusters: Mapping[str, str] = field(default_factory=dict)
     asked_for_bgp: bool = False
     services: ServiceRanges = ServiceRanges()
+    affinities: tuple[Affinity, ...] = ()
 
     def pool_of(self, cidr: str) -> Pool | None:
         """The pool that a block or an address is of."""
@@ -222,6 +237,11 @@ class _Reader:
             for name, peer, _ in self._of("BGPPeer", BGPPeerSpec)
             if (found := self._peering(name, peer)) is not None
         )
+        affinities = tuple(
+            counted
+            for _, claim, _ in self._of("BlockAffinity", BlockAffinitySpec)
+            if (counted := self._affinity(claim)) is not None
+        )
         if self._problems:
             raise ManifestError(self._problems)
         return Settings(
@@ -234,6 +254,7 @@ class _Reader:
             clusters=clusters,
             asked_for_bgp=configured or bool(peerings),
             services=services,
+            affinities=affinities,
         )
 
     # -- telling what is wrong ----------------------------------------------------------------------------------
@@ -325,6 +346,23 @@ class _Reader:
                     "", required(f"the cluster has IPv{family} pods, and no pool that is not disabled for them")
                 )
         return tuple(pools)
+
+    def _affinity(self, spec: BlockAffinitySpec) -> Affinity | None:
+        """The claim, if it counts: one that is confirmed and not being given up (confd takes no others)."""
+        before = len(self._problems)
+        cidr = spec.cidr
+        try:
+            cidr = str(parse_cidr(spec.cidr))
+        except ValueError as error:
+            self._fault("spec.cidr", invalid(spec.cidr, str(error)))
+        if spec.node not in self._nodes:
+            self._fault("spec.node", invalid(spec.node, f"the topology's nodes are {', '.join(self._nodes)}"))
+        if spec.state not in AFFINITY_STATES:
+            self._fault("spec.state", unsupported(spec.state, AFFINITY_STATES))
+        if spec.type != "host":
+            self._fault("spec.type", forbidden("not emulated: claims of other than hosts"))
+        counts = spec.state == CONFIRMED and str(spec.deleted).lower() != "true"
+        return Affinity(spec.node, cidr) if counts and len(self._problems) == before else None
 
     def _default_pool(self, cidr: str) -> Pool:
         family = family_of(cidr)

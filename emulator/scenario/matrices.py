@@ -7,8 +7,8 @@
     web        .    .     .
 
 ``.`` is let in, ``X`` is denied, by silence or by refusal, ``R`` by refusal and ``D`` by silence alone; ``?`` may be
-anything. Names are places, and hold no blanks. Sources and targets are those of the table; what stands above the
-sources does not matter, and may be missing.
+anything, and of all of them together some number may be expected to be let in. Names are places, and hold no blanks.
+Sources and targets are those of the table; what stands above the sources does not matter, and may be missing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from emulator.compare.records import Check, FlowResult
 from emulator.lab.lab import Lab
 from emulator.lab.verdicts import Ask, Cell, MatrixWish, PortWish
 from emulator.lab.verdicts import Matrix as Taken
-from emulator.scenario.model import Matrix, for_style
+from emulator.scenario.model import Matrix, MatrixExpect, for_style
 
 SIGNS: dict[str, tuple[str, ...]] = {
     ".": ("allowed",),
@@ -116,7 +116,7 @@ def take_matrix(lab: Lab, step: Matrix, style: str, scenario: str) -> FlowResult
         protocol="matrix",
         verdict="observed",
         count=0,
-        checks=tuple(_checks(taken, entries, ports)),
+        checks=(*_checks(taken, entries, ports), *counts(step.expect, style, taken, entries, ports)),
         state=_state(taken, entries, ports),
     )
 
@@ -130,6 +130,22 @@ def _checks(taken: Taken, entries: list[Entry], ports: list[PortWish]) -> Iterat
             if cell.verdict not in SIGNS[entry.sign]
         ]
         yield Check(f"table at {port}", "; ".join(others) or "as expected", not others)
+
+
+def counts(
+    expect: MatrixExpect, style: str, taken: Taken, entries: list[Entry], ports: list[PortWish]
+) -> Iterator[Check]:
+    """How many of the cells that may be anything are let in."""
+    for number, port in enumerate(ports):
+        cells = taken.cells[number * len(entries) : (number + 1) * len(entries)]
+        open_ones = [cell for entry, cell in zip(entries, cells, strict=True) if entry.sign == "?"]
+        let_in = sum(cell.verdict == "allowed" for cell in open_ones)
+        observed = f"{let_in} of {len(open_ones)}"
+        least, most = for_style(expect.let_in_at_least, style), for_style(expect.let_in_at_most, style)
+        if least is not None:
+            yield Check(f"letInAtLeast at {port}: {least:g}", observed, let_in >= least)
+        if most is not None:
+            yield Check(f"letInAtMost at {port}: {most:g}", observed, let_in <= most)
 
 
 def _state(taken: Taken, entries: list[Entry], ports: list[PortWish]) -> str:

@@ -232,9 +232,12 @@ class Routes(_Strict, frozen=True, kw_only=True):
 
 class MatrixExpect(_Strict, frozen=True):
     """``table``: a line of targets, and a line for each source with ``.`` (let in), ``X`` (denied), ``R`` (refused),
-    ``D`` (dropped) or ``?`` (whatever)."""
+    ``D`` (dropped) or ``?`` (whatever). ``let_in_at_least`` and ``let_in_at_most``: how many of the cells with a ``?``,
+    for what is true of many and of none in particular."""
 
     table: PerStyleText
+    let_in_at_least: PerStyleNumber | None = None
+    let_in_at_most: PerStyleNumber | None = None
 
 
 class Matrix(_Strict, frozen=True, kw_only=True):

@@ -246,3 +246,38 @@ def test_one_nodes_changed_environment_changes_the_others_routes(planned: Any) -
         "n2": {"10.244.0.0/26", "10.244.0.64/26", "10.244.0.128/26"},
         "n3": {"10.244.0.64/26", "10.244.0.128/26"},
     }
+
+
+def claim(node: str, cidr: str, state: str = "confirmed", deleted: str = "false") -> dict[str, Any]:
+    spec = {"cidr": cidr, "node": node, "state": state, "deleted": deleted}
+    return resource("BlockAffinity", f"{node}-claim", spec) | {"apiVersion": "crd.projectcalico.org/v1"}
+
+
+def test_a_block_with_two_claims_is_announced_by_both_nodes_and_spread_by_the_others(planned: Any) -> None:
+    made = planned("calico", objects=(claim("n3", "10.244.0.64/26"),))
+
+    (route,) = [item for item in made.of(Route, "node/n1") if item.destination == "10.244.0.64/26"]
+    assert (route.hops, route.via, route.learned) == (
+        (("192.168.50.12", "eth0"), ("192.168.50.13", "eth0")),
+        "",
+        True,
+    )
+    assert "n2 and n3" in route.why
+    for node in ("n2", "n3"):  # whoever believes that it has the block drops what no pod of its own has
+        (own,) = [item for item in made.of(Route, f"node/{node}") if item.destination == "10.244.0.64/26"]
+        assert own.type == "blackhole"
+        assert "route 10.244.0.64/26 blackhole;" in bird(made, f"node/{node}")
+    assert "BlockAffinity" in own.why
+    assert "route 10.244.0.64/26 blackhole;" not in bird(made, "node/n1")
+
+
+@pytest.mark.parametrize("how", [("pending", "false"), ("pendingDeletion", "false"), ("confirmed", "true")])
+def test_a_claim_that_does_not_count_changes_nothing(planned: Any, how: tuple[str, str]) -> None:
+    assert learned(planned("calico", objects=(claim("n3", "10.244.0.64/26", *how),)), "node/n1") == learned(
+        planned("calico"), "node/n1"
+    )
+
+
+def test_felixs_routes_go_by_the_block_and_not_by_claims(planned: Any) -> None:
+    made = planned("calico:vxlan", objects=(claim("n3", "10.244.0.64/26"),))
+    assert list(made.of(Route)) == list(planned("calico:vxlan").of(Route))

@@ -193,3 +193,18 @@ def test_an_annotation_of_the_topologys_node_makes_a_route_reflector_too() -> No
     )
     settings = read_settings((), (annotated,), ("10.244.0.0/16",), Encapsulation())
     assert settings.clusters == {"n1": "244.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "fault"),
+    [
+        ({"cidr": "10.244.0.64/33"}, "spec.cidr: Invalid value"),
+        ({"node": "n9"}, 'spec.node: Invalid value: "n9": the topology\'s nodes are n1, n2'),
+        ({"state": "mine"}, 'spec.state: Unsupported value: "mine"'),
+        ({"type": "virtual"}, "spec.type: Forbidden: not emulated"),
+    ],
+)
+def test_a_claim_to_a_block_is_refused_with_its_field(spec: dict[str, str], fault: str) -> None:
+    good = {"cidr": "10.244.0.64/26", "node": "n1", "state": "confirmed"}
+    (found,) = faults(resource("BlockAffinity", {**good, **spec}, "a"))
+    assert fault in found

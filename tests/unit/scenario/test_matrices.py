@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from emulator.errors import ScenarioError
+from emulator.lab.verdicts import Cell
+from emulator.lab.verdicts import Matrix as Taken
 from emulator.scenario.load import parse_scenario
-from emulator.scenario.matrices import Entry, parse_table, port_wish
+from emulator.scenario.matrices import Entry, counts, parse_table, port_wish
+from emulator.scenario.model import MatrixExpect
 
 TABLE = """
 from/to   web  db
@@ -55,3 +60,28 @@ steps:
     assert [problem.path for problem in caught.value.problems] == [
         "steps[0].matrix.ports[1]", "steps[0].matrix.expect.table.calico",
     ]  # fmt: skip
+
+
+def taken(*verdicts: Any) -> Taken:
+    cells = tuple(Cell("a", "b", "tcp", 80, 4, "10.0.0.1", verdict, "allowed") for verdict in verdicts)
+    return Taken(cells=cells, sources=(), targets=(), ports=(), rounds=(), style="calico:bgp")
+
+
+@pytest.mark.parametrize(
+    ("expect", "met"),
+    [
+        (MatrixExpect(TABLE, let_in_at_least=1, let_in_at_most=1), [True, True]),
+        (MatrixExpect(TABLE, let_in_at_least=2), [False]),
+        (MatrixExpect(TABLE, let_in_at_most={"calico": 0, "default": 9}), [False]),
+        (MatrixExpect(TABLE, let_in_at_most={"flannel": 0}), []),
+        (MatrixExpect(TABLE), []),
+    ],
+)
+def test_of_the_cells_that_may_be_anything_a_number_is_let_in(expect: MatrixExpect, met: list[bool]) -> None:
+    table = "from/to  web  db\nclient  ?  ?\nweb  .  ."
+    found = taken("allowed", "dropped", "allowed", "allowed")  # those of `web` do not count
+
+    checks = list(counts(expect, "calico", found, parse_table(table), [port_wish("80/tcp")]))
+
+    assert [check.met for check in checks] == met
+    assert all(check.observed == "1 of 2" for check in checks)
