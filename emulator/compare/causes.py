@@ -13,13 +13,25 @@ from itertools import pairwise
 from emulator.capture.model import Hop, Reason
 from emulator.compare.comparison import FlowColumn
 from emulator.plan.describe import describe
-from emulator.plan.model import Address, BridgePort, CniAttachment, Plan, PlanObject, Sysctl, Veth
+from emulator.plan.model import (
+    Address,
+    BridgePort,
+    CniAttachment,
+    Daemon,
+    File,
+    Plan,
+    PlanObject,
+    Route,
+    Sysctl,
+    Veth,
+)
 
 # How a description begins (emulator.plan.describe).
 DEVICES = ("veth ", "bridge ", "vxlan ", "ipip ", "tun ", "wireguard ", "wireguard-go ", "macvlan ", "ipvlan ")
 TUNNELS = ("vxlan ", "ipip ", "tun ", "wireguard ", "wireguard-go ", "fdb ", "peer ")
 ROUTES = ("route ", "address ", "rule ")
 RULES = ("iptables ", "ip6tables ", "nftables ")
+LEARNED = "(learned)"  # in a route's description: a daemon brings it
 UNDERLAY = "topology"  # the component of what is the same for every style
 
 Cause = tuple[str, Reason]
@@ -138,6 +150,40 @@ def _outcome(column: FlowColumn, plan: Plan | None) -> Iterator[Cause]:
     yield from _routed(column, plan)
 
 
+def _read(column: FlowColumn, plan: Plan | None) -> Iterator[Cause]:
+    """Of a table, the planned routes that are in it; of a session, the daemon and its configuration."""
+    assert column.result
+    ns, state = column.result.source_ns, column.result.state
+    if column.result.protocol == "bgp":
+        yield from _of_plan(plan, lambda item: isinstance(item, Daemon) and item.ns == ns)
+        held = {path for item in plan or () if isinstance(item, Daemon) and item.ns == ns for path in item.files}
+        yield from _of_plan(plan, lambda item: isinstance(item, File) and item.ns == ns and item.path in held)
+    elif column.result.protocol == "routes":
+        lines = [line.split() for line in state.splitlines()]
+        yield from _of_plan(
+            plan,
+            lambda item: isinstance(item, Route) and item.ns == ns and any(_is_line(item, words) for words in lines),
+        )
+
+
+def _is_line(route: Route, words: list[str]) -> bool:
+    """Whether a line of a routing table is of that route."""
+    head: list[str] = [] if route.type == "unicast" else [route.type]
+    head.append("default" if route.destination in ("0.0.0.0/0", "::/0") else route.destination)
+    gateways = {via for via, _ in route.hops} | ({route.via} if route.via else set())
+    told = {via for key, via in pairwise(words) if key == "via"}
+    return words[: len(head)] == head and gateways == told
+
+
+def _kept_up(column: FlowColumn, plan: Plan | None) -> Iterator[Cause]:
+    """Who sets the routes of both ways, and whether they come and go with a daemon's sessions."""
+    hops = [*_hops(column), *(column.reply.journey.hops if column.reply else ())]
+    routes = list(_named((hop for hop in hops if not hop.ns.startswith("pod/")), ("route ",)))
+    yield from routes
+    learning = {ns for ns, reason in routes if LEARNED in reason.subject}
+    yield from _of_plan(plan, lambda item: isinstance(item, Daemon) and item.ns in learning)
+
+
 def _cut(column: FlowColumn, plan: Plan | None) -> Iterator[Cause]:
     for hop in _hops(column):
         yield from ((hop.ns, reason) for reason in hop.reasons if reason.component == "kernel")
@@ -174,6 +220,8 @@ _CAUSES: dict[str, Callable[[FlowColumn, Plan | None], Iterator[Cause]]] = {
     "verdict": _outcome,
     "what came back": _outcome,
     "answered by": _translated("target"),
+    "state": _read,
+    "requests of the stream answered": _kept_up,
     "device traversals": _devices,
     "way": _devices,
     "routed hops": _routed,

@@ -12,9 +12,10 @@ from emulator.compare.records import FlowJourney, FlowResult, RunMeta, StyleMeta
 
 COMPARISON_SCHEMA = "cnilab.comparison/v1"
 
-RowKind = Literal["exact", "noisy", "capture"]
+RowKind = Literal["exact", "noisy", "capture", "judged"]
 """``exact``: counted or read off frames, a difference is one. ``noisy``: timed on a shared machine, never a difference.
-``capture``: says how much was seen, not what the network did."""
+``capture``: says how much was seen, not what the network did. ``judged``: says what was expected of it, which may be
+another thing for another style."""
 
 
 class Cell(msgspec.Struct, frozen=True, omit_defaults=True):

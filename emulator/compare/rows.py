@@ -87,15 +87,35 @@ def microseconds(value: float) -> str:
 def _verdict(column: FlowColumn) -> Cell:
     assert column.result
     result = column.result
-    if result.verdict == "observed":
-        return Cell("as expected" if column.passed else "observed" if column.passed is None else "otherwise")
+    if result.verdict == "observed":  # a judgement: what differs stands in the state
+        judged = "as expected" if column.passed else "observed" if column.passed is None else "otherwise"
+        return Cell(judged, key="read")
     sent = result.sent or result.count
     return Cell(result.verdict, f"{result.received} of {sent} answered")
 
 
 def _error(column: FlowColumn) -> Cell:
     assert column.result
-    return Cell(column.result.detail)
+    return Cell("" if _is_stream(column) else column.result.detail)
+
+
+def _is_stream(column: FlowColumn) -> bool:
+    return column.result is not None and column.result.convergence is not None
+
+
+def _kept_up(column: FlowColumn) -> Cell:
+    """Whether a stream was interrupted; for how long is timed."""
+    assert column.result
+    result = column.result
+    if not _is_stream(column):
+        return Cell()
+    return Cell("all" if result.received == result.sent else "some" if result.received else "none")
+
+
+def _losses(column: FlowColumn) -> Cell:
+    """How many were lost depends on when the machine got round to break and mend things."""
+    assert column.result
+    return Cell(column.result.detail if _is_stream(column) else "")
 
 
 def _only_read(column: FlowColumn) -> bool:
@@ -248,6 +268,8 @@ _ROWS: tuple[tuple[str, RowKind, bool, Callable[[FlowColumn], Cell]], ...] = (
     ("verdict", "exact", False, _verdict),
     ("what came back", "exact", True, _error),
     ("state", "exact", True, _state),
+    ("requests of the stream answered", "exact", True, _kept_up),
+    ("what the stream lost", "noisy", True, _losses),
     ("convergence time, lost / rate", "noisy", True, _convergence),
     ("answered by", "exact", True, _answered_by),
     ("device traversals", "exact", True, _traversals),
@@ -264,6 +286,6 @@ _ROWS: tuple[tuple[str, RowKind, bool, Callable[[FlowColumn], Cell]], ...] = (
     ("why the route exists", "exact", True, _route),
     ("median one way", "noisy", True, _one_way),
     ("median round trip", "noisy", True, _round_trip),
-    ("expectations met", "exact", True, _expectations),
+    ("expectations met", "judged", True, _expectations),
     ("packets followed", "capture", True, _captured),
 )

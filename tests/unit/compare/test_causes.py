@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from emulator.capture.model import Direction, Hop, Journey, Packet, Reason, Tunnel
 from emulator.compare.causes import causes
 from emulator.compare.comparison import Column, FlowColumn
 from emulator.compare.path import path_of
 from emulator.compare.records import FlowJourney, FlowResult
-from emulator.plan.model import Address, Plan, Sysctl, Veth
+from emulator.plan.model import Address, AnyObject, Daemon, File, Plan, Route, Sysctl, Veth
 
 POD = Reason("veth eth0 mtu 1450 peer veth1 in node/n1", "bridge plugin", "host end")
 BRIDGE = Reason("bridge cni0 mtu 1450", "bridge plugin", "connects the pods")
@@ -58,7 +60,7 @@ def subjects(label: str, of: FlowColumn, plan: Plan | None = None) -> list[str]:
     ]
 
 
-def planned(*items: Address | Veth | Sysctl) -> Plan:
+def planned(*items: AnyObject) -> Plan:
     return Plan(style="flannel", topology="t", fragments={"x": items})
 
 
@@ -114,3 +116,63 @@ def test_hook_passes_of_bridged_frames_are_put_down_to_the_bridges_parameter() -
 
 def test_rows_that_no_plan_decides_have_no_cause() -> None:
     assert subjects("median round trip", TUNNELLED) == []
+
+
+BIRD = Daemon(ns="node/n1", name="bird", argv=("bird",), files=("/etc/bird.cfg",))
+CONFIG = File(ns="node/n1", path="/etc/bird.cfg", content="")
+OTHERS = (File(ns="node/n1", path="/etc/other", content=""), Daemon(ns="node/n2", name="bird", argv=("bird",)))
+
+
+def read_off(protocol: str, state: str) -> FlowColumn:
+    result = FlowResult(
+        scenario="s", style="calico", flow="r", title="", source="n1", target="n1", source_ns="node/n1",
+        target_address="", protocol=protocol, verdict="observed", state=state,
+    )  # fmt: skip
+    return FlowColumn(Column("calico", "Calico"), None, result)
+
+
+def test_a_routing_table_is_put_down_to_the_planned_routes_that_are_in_it() -> None:
+    routes = (
+        Route(ns="node/n1", destination="0.0.0.0/0", via="192.168.50.1", device="eth0"),
+        Route(ns="node/n1", destination="10.244.0.64/26", via="192.168.50.12", device="eth0"),
+        Route(ns="node/n1", destination="10.244.0.128/26", via="192.168.50.13", device="eth0"),  # of another next hop
+        Route(ns="node/n1", destination="10.244.0.0/26", type="blackhole"),
+        Route(ns="node/n1", destination="10.244.1.0/26", type="blackhole"),  # is not there
+        Route(ns="node/n2", destination="0.0.0.0/0", via="192.168.50.1", device="eth0"),  # elsewhere
+        Route(ns="node/n1", destination="10.9.0.0/24", hops=(("192.168.50.12", "eth0"), ("192.168.50.13", "eth0"))),
+    )
+    state = """\
+default via 192.168.50.1 dev eth0 proto static
+blackhole 10.244.0.0/26 proto bird
+10.244.0.64/26 via 192.168.50.12 dev eth0 proto bird
+10.244.0.128/26 via 192.168.50.12 dev eth0 proto bird
+10.9.0.0/24 via 192.168.50.13 dev eth0 via 192.168.50.12 dev eth0 proto bird"""
+
+    assert subjects("state", read_off("routes", state), planned(*routes)) == [
+        "route default",
+        "route 10.244.0.64/26",
+        "route blackhole",
+        "route 10.9.0.0/24",
+    ]
+
+
+def test_a_session_is_put_down_to_the_daemon_of_its_end_and_that_ones_configuration() -> None:
+    found = causes("state", read_off("bgp", "Established"), planned(BIRD, CONFIG, *OTHERS))
+    assert [(ns, reason.subject.split()[0]) for ns, reason in found] == [("node/n1", "daemon"), ("node/n1", "file")]
+    assert found[1][1].subject.split()[1] == "/etc/bird.cfg"
+
+
+def test_an_interrupted_stream_is_put_down_to_the_routes_of_both_ways_and_the_daemons_that_learn_them() -> None:
+    static = Reason("route 10.244.1.0/24 via 192.168.50.11 dev eth0", "flanneld", "")
+    learned = Reason("route 10.244.2.0/24 via 192.168.50.12 dev eth0 proto bird (learned)", "bird", "")
+    there = column(hop("pod/default/a", "eth0", "out", POD), hop("node/n1", "eth0", "out", learned))
+    back = FlowJourney("s", "flannel", "ping", "reply", 0, Journey(3, (hop("node/n2", "eth0", "out", static),)))
+    both = msgspec.structs.replace(there, reply=back)
+
+    found = causes("requests of the stream answered", both, planned(BIRD, CONFIG, *OTHERS))
+
+    assert [(ns, " ".join(reason.subject.split()[:2])) for ns, reason in found] == [
+        ("node/n1", "route 10.244.2.0/24"),
+        ("node/n2", "route 10.244.1.0/24"),
+        ("node/n1", "daemon bird:"),  # n2's route is nobody's who could die
+    ]

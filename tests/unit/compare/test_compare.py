@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from emulator.capture.model import Hop, Journey, Packet, Tunnel
 from emulator.compare.compare import compare, compare_runs
 from emulator.compare.comparison import Comparison, Row
-from emulator.compare.records import RUN_SCHEMA, Check, FlowJourney, FlowResult, RunMeta, StyleMeta
+from emulator.compare.records import RUN_SCHEMA, Check, FlowJourney, FlowResult, Observed, RunMeta, StyleMeta
 from emulator.compare.rows import headline
 from emulator.compare.run import Run
 from emulator.traffic.model import Verdict
@@ -17,7 +18,7 @@ def style(name: str, **fields: object) -> StyleMeta:
     return StyleMeta(style=name, title=name.title(), **fields)  # type: ignore[arg-type]
 
 
-def result(name: str, verdict: Verdict = "delivered", **fields: object) -> FlowResult:
+def result(name: str, verdict: Verdict | Observed = "delivered", **fields: object) -> FlowResult:
     return FlowResult(
         scenario="s",
         style=name,
@@ -148,6 +149,36 @@ def test_expectations_are_counted_and_failures_told() -> None:
     assert compared.met == (1, 2)
     assert compared.flows[0].columns[0].passed is False
     assert row(compared, "expectations met").cells[0].detail == "✗ TTL is 61: observed 62"
+
+
+def test_what_is_expected_of_a_style_is_no_difference_between_networks() -> None:
+    one, two = (Check("delivered", "delivered", True),), (Check("ttl: 62", "62", True), Check("x", "x", True))
+    compared = compare(run(TWO, [result("flannel", checks=one), result("calico", checks=two)], []))
+    assert values(compared, "expectations met") == ["1 of 1", "2 of 2"]
+    assert not row(compared, "expectations met").differs
+
+
+def test_that_a_stream_was_interrupted_is_a_difference_and_for_how_long_is_noise() -> None:
+    whole: dict[str, Any] = {"convergence": 0.0, "sent": 100, "received": 100, "detail": "0 of 100 lost"}
+    some: dict[str, Any] = {"convergence": 0.5, "sent": 100, "received": 50, "detail": "50 of 100 lost"}
+    compared = compare(run(TWO, [result("flannel", **whole), result("calico", **some)], []))
+    assert values(compared, "requests of the stream answered") == ["all", "some"]
+    assert row(compared, "requests of the stream answered").differs
+    assert values(compared, "what the stream lost") == ["0 of 100 lost", "50 of 100 lost"]
+    assert not row(compared, "what the stream lost").differs
+    assert "what came back" not in [each.label for each in compared.flows[0].rows]
+
+    alike = compare(run(TWO, [result("flannel", **some), result("calico", **(some | {"received": 20}))], []))
+    assert not row(alike, "requests of the stream answered").differs
+
+
+def test_how_what_was_read_is_judged_is_no_difference() -> None:
+    good, bad = (Check("present: default", "default", True),), (Check("present: default", "none", False),)
+    compared = compare(
+        run(TWO, [result("flannel", "observed", checks=good), result("calico", "observed", checks=bad)], [])
+    )
+    assert values(compared, "verdict") == ["as expected", "otherwise"]
+    assert not row(compared, "verdict").differs
 
 
 def test_two_runs_stand_side_by_side_style_by_style() -> None:

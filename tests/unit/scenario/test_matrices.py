@@ -63,7 +63,7 @@ steps:
 
 
 def taken(*verdicts: Any) -> Taken:
-    cells = tuple(Cell("a", "b", "tcp", 80, 4, "10.0.0.1", verdict, "allowed") for verdict in verdicts)
+    cells = tuple(Cell("a", "b", "tcp", 80, 4, "10.0.0.1", verdict, "allow") for verdict in verdicts)
     return Taken(cells=cells, sources=(), targets=(), ports=(), rounds=(), style="calico:bgp")
 
 
