@@ -177,8 +177,12 @@ def _encapsulation(column: FlowColumn) -> Cell:
 def _encapsulation_bytes(column: FlowColumn) -> Cell:
     if not column.path:
         return Cell()
-    packets = column.encapsulated_packets
-    return Cell(f"{column.encapsulation_bytes} B", f"in {packets} of {column.packets} packets" if packets else "")
+    assert column.result
+    packets, total = column.encapsulated_packets, column.encapsulation_bytes
+    # How many packets TCP makes of it, and a stream in its time, is chance; what each of them carries is not.
+    by_chance = column.result.protocol == "tcp" or _is_stream(column)
+    key = f"{total / packets:g} B a packet" if packets and by_chance else ""
+    return Cell(f"{total} B", f"in {packets} of {column.packets} packets" if packets else "", key=key)
 
 
 def _source_seen(column: FlowColumn) -> Cell:

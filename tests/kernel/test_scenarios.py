@@ -78,6 +78,13 @@ def test_every_golden_capture_belongs_to_a_shipped_scenario() -> None:
 
 
 @pytest.mark.requires("vxlan", "iptables")
+def test_a_flow_beside_a_stream_claims_none_of_its_hook_passes() -> None:
+    passes = {result.flow: result.hook_passes for result in outcome("connectivity/node-crash", "flannel").results}
+    assert passes["during"] == {}
+    assert set(passes["after"]) == {"node/n1", "node/n2"}
+
+
+@pytest.mark.requires("vxlan", "iptables")
 def test_a_style_that_cannot_carry_the_topology_is_a_column_with_its_reason(tmp_path: Path) -> None:
     series = run_series([loaded("connectivity/racks")], ["flannel", "flannel:host-gw"], tmp_path)
     assert not series.all_met

@@ -111,6 +111,19 @@ def test_encapsulated_bytes_are_summed_over_every_packet_of_the_flow() -> None:
     assert values(compared, "encapsulation, whole flow") == ["150 B"]
 
 
+def test_how_many_packets_tcp_makes_is_no_difference_and_what_a_tunnel_adds_to_each_is() -> None:
+    def compared(overhead: int, protocol: str) -> Comparison:
+        results = [msgspec.structs.replace(result(name), protocol=protocol) for name in ("flannel", "calico")]
+        few = [packet("flannel", index, [64, 63, 62], overhead=50) for index in range(2)]
+        many = [packet("calico", index, [64, 63, 62], overhead=overhead) for index in range(3)]
+        return compare(run(TWO, results, [*few, *many]))
+
+    assert values(compared(50, "tcp"), "encapsulation, whole flow") == ["100 B", "150 B"]
+    assert not row(compared(50, "tcp"), "encapsulation, whole flow").differs
+    assert row(compared(20, "tcp"), "encapsulation, whole flow").differs
+    assert row(compared(50, "icmp"), "encapsulation, whole flow").differs
+
+
 def test_the_first_request_is_drawn_whatever_the_order_in_the_file() -> None:
     packets = [packet("flannel", 1, [64, 63, 62]), packet("flannel", 0, [64, 63])]
     compared = compare(run([style("flannel")], [result("flannel")], packets))
