@@ -13,7 +13,8 @@ kube-router has GoBGP inside; BIRD stands in for it here (``emulator.routing.bir
 and every object of it say so. The service proxy, which is IPVS, is not part of this style.
 
 Sources: cloudnativelabs/kube-router pkg/controllers/routing (network_routes_controller.go, pod_egress.go, pbr.go,
-bgp_peers.go, bgp_policies.go), pkg/tunnels/linux_tunnels.go, pkg/routes/pbr.go, daemonset/kubeadm-kuberouter.yaml.
+bgp_peers.go, bgp_policies.go), pkg/tunnels/linux_tunnels.go, pkg/routes/pbr.go,
+daemonset/kubeadm-kuberouter-all-features.yaml.
 """
 
 from __future__ import annotations
@@ -277,7 +278,8 @@ class KubeRouter(Plain):
     # -- a pod ----------------------------------------------------------------------------------------------
 
     def pod(self, cluster: Cluster, node: Node, pod: Pod) -> Iterator[AnyObject]:
-        yield from bridged_pod(cluster, node, pod, bridge=BRIDGE, mtu=node.mtu)
+        hairpin = "hairpinMode: a pod can reach itself through a Service"
+        yield from bridged_pod(cluster, node, pod, bridge=BRIDGE, mtu=node.mtu, hairpin=hairpin)
 
 
 # -- routes -----------------------------------------------------------------------------------------------------
@@ -361,7 +363,7 @@ def _bridge_sees_iptables(node: Node, families: tuple[Family, ...]) -> Iterator[
 
 
 def _cni_configuration(node: Node) -> File:
-    """daemonset/kubeadm-kuberouter.yaml, ``cni-conf.json``, with what kube-router fills in: subnets and MTU."""
+    """``cni-conf.json`` of the daemonset, with what kube-router fills in: subnets and MTU."""
     ranges = [[{"subnet": cidr}] for cidr in node.pod_ranges]
     configuration = {
         "cniVersion": "0.3.0",
@@ -373,6 +375,7 @@ def _cni_configuration(node: Node) -> File:
                 "mtu": node.mtu,
                 "bridge": BRIDGE,
                 "isDefaultGateway": True,
+                "hairpinMode": True,
                 "ipam": {"type": "host-local", "ranges": ranges},
             }
         ],

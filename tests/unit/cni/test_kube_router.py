@@ -98,11 +98,11 @@ def test_a_node_does_not_take_a_default_route(planned: Any) -> None:
     assert "  if net = 0.0.0.0/0 then reject;" in configuration(planned("kube-router"))
 
 
-def test_pods_are_on_kube_bridge_with_the_nodes_mtu_and_without_hairpin(planned: Any) -> None:
+def test_pods_are_on_kube_bridge_with_the_nodes_mtu_and_in_hairpin_mode(planned: Any) -> None:
     made = planned("kube-router")
     pod = made.cluster.pods[0]
     port = made.one(BridgePort, "node/n1", device=made.one(Veth, pod.ns).peer)
-    assert (port.bridge, port.hairpin) == ("kube-bridge", False)
+    assert (port.bridge, port.hairpin) == ("kube-bridge", True)
     assert made.one(Bridge, "node/n1").mtu == made.one(Veth, pod.ns).mtu == 1500
     assert made.one(Address, "node/n1", device="kube-bridge").address == "10.244.1.1/24"
     assert [(item.destination, item.via) for item in made.of(Route, pod.ns)] == [("0.0.0.0/0", "10.244.1.1")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
+import msgspec
 import pytest
 
 from emulator.cluster.assemble import assemble
@@ -26,7 +27,7 @@ from emulator.plan.faults import (
     is_dormant,
     overlay,
 )
-from emulator.plan.model import FAULT, UNDERLAY, Bridge, IptablesRules, NftTable, Plan, Sysctl, Veth
+from emulator.plan.model import FAULT, UNDERLAY, Bridge, BridgePort, IptablesRules, NftTable, Plan, Sysctl, Veth
 
 POD = "pod/default/n1-p1"
 FAULTS: dict[str, PlanFault] = {
@@ -90,13 +91,24 @@ def test_fault_whose_place_is_gone_lies_dormant_and_says_so(name: str) -> None:
     ("style", "ns", "reason"),
     [
         ("calico", POD, "n1-p1:eth0 is on no bridge as it is"),
-        ("kube-router", POD, "n1-p1:eth0 has no hairpin mode as it is"),
         ("flannel", "pod/default/nobody", "is on no bridge"),
     ],
 )
 def test_hairpin_mode_can_be_lost_only_where_it_is(style: str, ns: str, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         check(planned(style), HairpinFault(ns=ns, place="n1-p1", device="eth0"))
+
+
+def test_hairpin_mode_cannot_be_lost_of_a_port_that_has_none() -> None:
+    plan = planned()
+    ports = {
+        name: tuple(
+            msgspec.structs.replace(item, hairpin=False) if isinstance(item, BridgePort) else item for item in items
+        )
+        for name, items in plan.fragments.items()
+    }
+    with pytest.raises(UserError, match="n1-p1:eth0 has no hairpin mode as it is"):
+        check(msgspec.structs.replace(plan, fragments=ports), FAULTS["hairpin"])
 
 
 def test_switch_has_the_smallest_mtu_of_its_ports_as_the_kernel_gives_it() -> None:
