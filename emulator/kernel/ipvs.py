@@ -1,9 +1,9 @@
 """IPVS virtual and real servers, set by generic netlink in the namespace that this thread is in.
 
-A change is a comparison with what the kernel holds of the servers in question, so it also repairs. A real server that
-goes while it still has connections gets weight 0, so that those end in peace, and is taken away once none is left; UDP
-knows no connections, so there it goes at once. kube-proxy looks for that every minute; here it is looked at whenever
-the namespace's servers change.
+A change is a comparison with what the kernel holds of the servers in question, so it also repairs. Under a graceful
+proxy a real server that goes while it still has connections gets weight 0, so that those end in peace, and is taken
+away once none is left; UDP knows no connections, so there it goes at once. kube-proxy looks for that every minute; here
+it is looked at whenever the namespace's servers change.
 
 Messages: linux/ip_vs.h (IPVS_CMD_*, IPVS_SVC_ATTR_*, IPVS_DEST_ATTR_*). Weight 0: kubernetes/kubernetes
 pkg/proxy/ipvs/graceful_termination.go.
@@ -34,6 +34,7 @@ SVC_AF, SVC_PROTOCOL, SVC_ADDR, SVC_PORT, SVC_SCHED, SVC_FLAGS, SVC_TIMEOUT, SVC
 DEST_ADDR, DEST_PORT, DEST_FWD, DEST_WEIGHT, DEST_UPPER, DEST_LOWER, DEST_ACTIVE, DEST_INACTIVE = range(1, 9)
 DEST_AF = 11
 F_PERSISTENT = 0x1
+SCHEDULER_FLAGS = {1: 0x8, 2: 0x10, 3: 0x20}  # IP_VS_SVC_F_SCHED1 to 3
 ALL_FLAGS = 0xFFFFFFFF
 MASQUERADE = 0  # IP_VS_CONN_F_MASQ
 PROTOCOLS = {"TCP": socket.IPPROTO_TCP, "UDP": socket.IPPROTO_UDP, "SCTP": socket.IPPROTO_SCTP}
@@ -42,12 +43,6 @@ HEADER = struct.Struct("=IHHII")
 TIMEOUT = 10.0  # seconds for one answer
 
 Connections = int
-
-
-def name_of(server: VirtualServer) -> str:
-    """``TCP 10.96.0.1:443``, ``UDP [fd00::1]:53``."""
-    address = f"[{server.address}]" if ":" in server.address else server.address
-    return f"{server.protocol} {address}:{server.port}"
 
 
 def change(ns: str, old: IpvsServers | None, new: IpvsServers | None) -> None:
@@ -66,11 +61,12 @@ def change(ns: str, old: IpvsServers | None, new: IpvsServers | None) -> None:
         touched = [name for name, server in wanted.items() if same.get(name) != server or name not in there]
         gone = [name for name in there if name not in wanted]
         try:
-            _make_so(kernel, there, wanted, touched, gone)
+            _make_so(kernel, there, wanted, touched, gone, item.graceful)
             _sweep(kernel, wanted)
         except _Refused as refused:
             try:
-                _make_so(kernel, kernel.servers(item.family), same, list(same), [n for n in wanted if n not in same])
+                extra = [name for name in wanted if name not in same]
+                _make_so(kernel, kernel.servers(item.family), same, list(same), extra, item.graceful)
             except _Refused as second:
                 refused.add_note(f"and the earlier servers could not be put back: {second}")
             error = ApplyError(f"failed to load {describe(item)} in {ns}: {refused}", subject=refused.name)
@@ -96,16 +92,22 @@ def differences(item: IpvsServers) -> list[str]:
                 found.append(f"virtual server {name} is not there")
                 continue
             actual = there[name]
-            if (actual.scheduler, actual.persistence) != (server.scheduler, server.persistence):
-                found.append(f"virtual server {name}: {actual.scheduler}, persistent {actual.persistence} s")
+            if _settings(actual) != _settings(server):
+                scheduler = " ".join((actual.scheduler, *(f"flag-{each}" for each in actual.flags)))
+                found.append(f"virtual server {name}: {scheduler}, persistent {actual.persistence} s")
             behind = dict(kernel.real_servers(server))
             found += [f"virtual server {name}: no real server {each}" for each in server.servers if each not in behind]
             found += [
                 f"virtual server {name}: real server {each} is not planned"
                 for each in behind
-                if each not in server.servers and each.weight
+                if each not in server.servers and (each.weight or not item.graceful)
             ]
     return found
+
+
+def _settings(server: VirtualServer) -> tuple[str, int, tuple[int, ...]]:
+    """What can be changed of a virtual server that is there."""
+    return server.scheduler, server.persistence, server.flags
 
 
 class _Refused(Exception):
@@ -123,6 +125,7 @@ def _make_so(
     wanted: Mapping[str, VirtualServer],
     touched: list[str],
     gone: list[str],
+    graceful: bool,
 ) -> None:
     for name in gone:
         if name in there:
@@ -131,12 +134,14 @@ def _make_so(
         server, actual = wanted[name], there.get(name)
         if actual is None:
             kernel.ask(NEW_SERVICE, server)
-        elif (actual.scheduler, actual.persistence) != (server.scheduler, server.persistence):
+        elif _settings(actual) != _settings(server):
             kernel.ask(SET_SERVICE, server)
-        _real_servers(kernel, server, dict(kernel.real_servers(server)) if actual is not None else {})
+        _real_servers(kernel, server, dict(kernel.real_servers(server)) if actual is not None else {}, graceful)
 
 
-def _real_servers(kernel: _Ipvs, server: VirtualServer, behind: Mapping[RealServer, Connections]) -> None:
+def _real_servers(
+    kernel: _Ipvs, server: VirtualServer, behind: Mapping[RealServer, Connections], graceful: bool
+) -> None:
     weights = {(each.address, each.port): each.weight for each in behind}
     wanted = {(each.address, each.port) for each in server.servers}
     for each in server.servers:
@@ -148,7 +153,7 @@ def _real_servers(kernel: _Ipvs, server: VirtualServer, behind: Mapping[RealServ
     for each, connections in behind.items():
         if (each.address, each.port) in wanted:
             continue
-        if connections == 0 or server.protocol == "UDP":
+        if connections == 0 or server.protocol == "UDP" or not graceful:
             kernel.ask(DEL_DEST, server, each)
         elif each.weight:
             kernel.ask(SET_DEST, server, RealServer(each.address, each.port, 0))
@@ -201,7 +206,7 @@ class _Ipvs:
         body += _attribute(CMD_SERVICE | NLA_F_NESTED, _service(server, whole=command in (NEW_SERVICE, SET_SERVICE)))
         if real is not None:
             body += _attribute(CMD_DEST | NLA_F_NESTED, _destination(real))
-        name = name_of(server) if real is None else f"{name_of(server)} -> {real.address} port {real.port}"
+        name = server.name if real is None else f"{server.name} -> {real.address} port {real.port}"
         for _ in self._talk(self._family, NLM_F_ACK, body, name):
             pass
 
@@ -222,8 +227,9 @@ class _Ipvs:
                 (),
                 bytes(given[SVC_SCHED]).rstrip(b"\0").decode(),
                 struct.unpack_from("=I", given[SVC_TIMEOUT])[0] if flags & F_PERSISTENT else 0,
+                tuple(number for number, bit in SCHEDULER_FLAGS.items() if flags & bit),
             )
-            found[name_of(server)] = server
+            found[server.name] = server
         return found
 
     def real_servers(self, server: VirtualServer) -> Iterator[tuple[RealServer, Connections]]:
@@ -231,7 +237,7 @@ class _Ipvs:
         body = struct.pack("=BBH", GET_DEST, VERSION, 0)
         body += _attribute(CMD_SERVICE | NLA_F_NESTED, _service(server, whole=False))
         default = socket.AF_INET6 if ":" in server.address else socket.AF_INET
-        for answer in self._talk(self._family, NLM_F_DUMP, body, name_of(server)):
+        for answer in self._talk(self._family, NLM_F_DUMP, body, server.name):
             given = attributes(attributes(answer, 4)[CMD_DEST], 0)
             af = int.from_bytes(given[DEST_AF], "little") if DEST_AF in given else default
             numbers = [struct.unpack_from("=I", given[each])[0] for each in (DEST_WEIGHT, DEST_ACTIVE, DEST_INACTIVE)]
@@ -282,7 +288,7 @@ def _service(server: VirtualServer, *, whole: bool) -> bytes:
     body += _attribute(SVC_ADDR, address) + _attribute(SVC_PORT, struct.pack("!H", server.port))
     if whole:
         body += _attribute(SVC_SCHED, server.scheduler.encode() + b"\0")
-        flags = F_PERSISTENT if server.persistence else 0
+        flags = sum(SCHEDULER_FLAGS[number] for number in server.flags) | (F_PERSISTENT if server.persistence else 0)
         body += _attribute(SVC_FLAGS, struct.pack("=II", flags, ALL_FLAGS))
         body += _attribute(SVC_TIMEOUT, struct.pack("=I", server.persistence))
         netmask = struct.pack("=I", 128) if af == socket.AF_INET6 else b"\xff\xff\xff\xff"

@@ -50,7 +50,7 @@ RT_TABLE_COMPAT = 252  # in the 8-bit field, for table numbers that need the att
 # rtnetlink(7), /etc/iproute2/rt_protos; 80 is Felix (felix/dataplane/linux: RouteSourceFelix)
 PROTOCOLS = {"kernel": 2, "boot": 3, "static": 4, "bird": 12, "felix": 80}
 SCOPES = {"global": 0, "link": 253, "host": 254}
-TYPES = {"unicast": 1, "blackhole": 6, "unreachable": 7, "prohibit": 8}
+TYPES = {"unicast": 1, "local": 2, "blackhole": 6, "unreachable": 7, "prohibit": 8}
 
 ADD = NLM_F_CREATE | NLM_F_EXCL
 PUT = NLM_F_CREATE | NLM_F_REPLACE
@@ -323,6 +323,7 @@ def _route(
 
 def route(subject: Route, index: int, *, remove: bool = False, replace: bool = False) -> Request:
     """A route out of the device with ``index`` (0: none given)."""
+    replace = replace or subject.type == "local"  # the kernel made one of its own with the address
     payload = _route(
         subject.destination,
         subject.via,

@@ -236,6 +236,9 @@ class FdbEntry(PlanObject, frozen=True, kw_only=True):
 class Route(PlanObject, frozen=True, kw_only=True):
     """A route. ``destination`` is a CIDR, ``0.0.0.0/0`` and ``::/0`` included.
 
+    ``type`` ``local`` stands in the table of that name (255), in the place of the one that the kernel made for the
+    address: with a ``source`` of its own for packets that the namespace itself sends there. IPv4 only.
+
     ``protocol`` is the number or name that the real component writes (rtnetlink(7), ``rtm_protocol``).
     ``learned`` marks a route that a routing daemon must bring: it is waited for, never installed. Such a one may have
     several ``hops`` (gateway and device), over which the kernel spreads flows, in place of ``via`` and ``device``.
@@ -245,7 +248,7 @@ class Route(PlanObject, frozen=True, kw_only=True):
     via: str = ""
     device: str = ""
     hops: tuple[tuple[str, str], ...] = ()
-    type: Literal["unicast", "blackhole", "unreachable", "prohibit"] = "unicast"
+    type: Literal["unicast", "local", "blackhole", "unreachable", "prohibit"] = "unicast"
     scope: Literal["global", "link", "host"] = "global"
     protocol: Literal["boot", "kernel", "static", "bird", "felix"] = "boot"
     onlink: bool = False
@@ -477,7 +480,8 @@ class RealServer(msgspec.Struct, frozen=True, omit_defaults=True):
 class VirtualServer(msgspec.Struct, frozen=True, omit_defaults=True):
     """An address and port that IPVS answers for, by masquerading (NAT) to its real servers.
 
-    ``persistence`` is the seconds for which a client keeps its server, 0 without it.
+    ``persistence`` is the seconds for which a client keeps its server, 0 without it. ``flags`` are those of the
+    scheduler that are set, by their numbers: 1, 2 and 3 (``ipvsadm --sched-flags``, IP_VS_SVC_F_SCHED1 to 3).
     """
 
     protocol: Literal["TCP", "UDP", "SCTP"]
@@ -486,16 +490,25 @@ class VirtualServer(msgspec.Struct, frozen=True, omit_defaults=True):
     servers: tuple[RealServer, ...] = ()
     scheduler: str = "rr"
     persistence: int = 0
+    flags: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """``TCP 10.96.0.1:443``, ``UDP [fd00::1]:53``."""
+        address = f"[{self.address}]" if ":" in self.address else self.address
+        return f"{self.protocol} {address}:{self.port}"
 
 
 class IpvsServers(PlanObject, frozen=True, kw_only=True):
     """The virtual servers of one family, by their names (``TCP 10.96.0.1:443``).
 
-    A real server that goes while it has connections stays with weight 0 until they end.
+    With ``graceful`` a real server that goes while it has connections stays with weight 0 until they end; without, it
+    goes at once, and what its clients send next is dropped.
     """
 
     family: Family
     servers: dict[str, VirtualServer]
+    graceful: bool = True
 
     @property
     def key(self) -> Key:

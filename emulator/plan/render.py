@@ -108,8 +108,9 @@ def _lines(items: list[AnyObject]) -> Iterator[tuple[str, str]]:
             yield from ((f"  | {line}".rstrip(), "") for line in text.splitlines())
         elif isinstance(item, IpvsServers):
             for name, server in item.servers.items():
+                set_flags = "".join(f" flag-{number}" for number in server.flags)
                 kept = f" persistent {server.persistence}" if server.persistence else ""
-                yield f"  {name} {server.scheduler}{kept}", ""
+                yield f"  {name} {server.scheduler}{set_flags}{kept}", ""
                 yield from (
                     (f"    -> {each.address} port {each.port} masq weight {each.weight}", "") for each in server.servers
                 )

@@ -195,7 +195,7 @@ class _Node:
         self.servers: dict[str, VirtualServer] = {}
         self.bound: dict[str, str] = {}  # address: of which Service
         self.shut: list[tuple[str, str, int]] = []  # balancer address, protocol, port: not for this node itself
-        self.own = _node_addresses(cluster, node, family)
+        self.own = node_addresses(cluster, node, family)
         self.nodeports = _served(settings, node, family, self.own)
 
     def objects(self) -> Iterator[AnyObject]:
@@ -250,19 +250,19 @@ class _Node:
         protocol = port.protocol.lower()
         for target in offered:
             if target.endpoint.node == self.node.name:
-                here = _plain(target.address)
+                here = plain(target.address)
                 self._put(LOOP_BACK, f"{here},{protocol}:{target.port},{here}")
-        address = _plain(cluster_ip(service, self.family))
+        address = plain(cluster_ip(service, self.family))
         self._put(CLUSTER_IP, f"{address},{protocol}:{port.port}")
         self._serve(service, port, address, port.port, inside, bind=True)
-        for address in map(_plain, service.external_ips):
+        for address in map(plain, service.external_ips):
             if (":" in address) == (self.family == 6):
                 self._put(EXTERNAL_IP_LOCAL if local else EXTERNAL_IP, f"{address},{protocol}:{port.port}")
                 self._serve(service, port, address, port.port, outside, bind=True)
         for ingress in service.load_balancer:
             if not ingress.proxy and (":" in ingress.address) == (self.family == 6):
-                self._balancer(service, port, _plain(ingress.address))
-                self._serve(service, port, _plain(ingress.address), port.port, outside, bind=True)
+                self._balancer(service, port, plain(ingress.address))
+                self._serve(service, port, plain(ingress.address), port.port, outside, bind=True)
         if port.node_port and self.nodeports:
             self._node_port(port, local)
             for address in self.nodeports:
@@ -275,11 +275,10 @@ class _Node:
             port.protocol,
             address,
             number,
-            tuple(RealServer(_plain(target.address), target.port) for target in chosen),
+            tuple(RealServer(plain(target.address), target.port) for target in chosen),
             persistence=service.affinity,
         )
-        written = f"[{address}]" if ":" in address else address
-        self.servers.setdefault(f"{port.protocol} {written}:{number}", server)
+        self.servers.setdefault(server.name, server)
         if bind and address not in self.own:  # an address may be on one device only
             self.bound.setdefault(address, service.key)
 
@@ -448,7 +447,7 @@ def _set_name(name: str, family: Family) -> str:
 
 
 @cache
-def _plain(address: str) -> str:
+def plain(address: str) -> str:
     """An address as the kernel prints it. Raises UserError for what is none."""
     try:
         return str(ip_address(address))
@@ -460,7 +459,7 @@ def _halves(cidr: str) -> tuple[str, ...]:
     return {"0.0.0.0/0": ("0.0.0.0/1", "128.0.0.0/1"), "::/0": ("::/1", "8000::/1")}.get(cidr, (cidr,))
 
 
-def _node_addresses(cluster: Cluster, node: Node, family: Family) -> tuple[str, ...]:
+def node_addresses(cluster: Cluster, node: Node, family: Family) -> tuple[str, ...]:
     """All addresses of the node that the topology and its tunnels give it."""
     there = [
         address.partition("/")[0]
