@@ -68,11 +68,13 @@ styles: Decorator = click.option(
 )  # fmt: skip
 proxy: Decorator = click.option(
     "--proxy", metavar="MODE", default="", shell_complete=_complete_proxies,
-    help="Service proxy: iptables, nftables, ipvs or none. Default: the style's own, from the first Service on.",
+    help="Service proxy: iptables, nftables, ipvs, kube-router (its own, with that style) or none. "
+    "Default: the style's own, from the first Service on.",
 )  # fmt: skip
 proxies: Decorator = click.option(
     "--proxy", "proxies", metavar="MODE,...", default="", shell_complete=_complete_proxies,
-    help="Service proxies to run each style with: iptables, nftables, ipvs, none. Default: each style's own.",
+    help="Service proxies to run each style with: iptables, nftables, ipvs, kube-router, none. "
+    "Default: each style's own.",
 )  # fmt: skip
 plugins: Decorator = click.option(
     "--cni-bin", "plugins", multiple=True, metavar="DIR", type=click.Path(exists=True, file_okay=False),

@@ -10,7 +10,7 @@ The path of a packet from pod A on n1 to pod B on n2, which is in n1's subnet, a
                                                 protocol 4: +20 bytes
 
 kube-router has GoBGP inside; BIRD stands in for it here (``emulator.routing.bird_kube_router``), which is why the title
-and every object of it say so. The service proxy, which is IPVS, is not part of this style.
+and every object of it say so. Its service proxy, which is IPVS, is ``emulator.proxy.kube_router``.
 
 Sources: cloudnativelabs/kube-router pkg/controllers/routing (network_routes_controller.go, pod_egress.go, pbr.go,
 bgp_peers.go, bgp_policies.go), pkg/tunnels/linux_tunnels.go, pkg/routes/pbr.go,
@@ -100,8 +100,8 @@ class KubeRouter(Plain):
 
     @property
     def proxies(self) -> tuple[ProxyMode, ...]:
-        """Its own service proxy is of IPVS; without it (``--run-service-proxy=false``) kube-proxy runs beside it."""
-        return ("ipvs", "iptables")
+        """Its own; without it (``--run-service-proxy=false``) kube-proxy runs beside it."""
+        return ("kube-router", "iptables")
 
     @property
     def requires(self) -> tuple[str, ...]:

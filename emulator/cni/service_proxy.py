@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from emulator.cluster.model import Cluster, Topology
 from emulator.cni.style import Style
 from emulator.cni.styles import split_proxy
-from emulator.errors import Unsupported
+from emulator.errors import Unsupported, UserError
 from emulator.proxy import config
-from emulator.proxy.model import Proxy, ProxyMode, ProxySettings
+from emulator.proxy.model import KUBE_PROXY_MODES, Proxy, ProxyMode, ProxySettings
 from emulator.proxy.modes import load_proxy
 
 Missing = Callable[[Sequence[str]], Sequence[str]]
@@ -24,7 +24,7 @@ class Beside:
     """The service proxy beside a lab's CNI. ``spec`` is the style as ``--cni`` spells it, with or without a proxy.
 
     ``missing`` tells which of some features the kernel lacks; without it every mode counts as possible, for plans that
-    are only looked at. Raises Unsupported for a named mode that is not possible.
+    are only looked at. Raises Unsupported for a named mode that is not possible, UserError for one of another system's.
     """
 
     def __init__(self, spec: str, style: Style, topology: Topology, missing: Missing = lambda _names: ()) -> None:
@@ -32,6 +32,12 @@ class Beside:
         self._style = style
         self._missing = missing
         self._named = split_proxy(spec)[1]
+        # What kube-proxy does goes with every style. kube-router's own takes what it needs to know from kube-router.
+        if self._named not in (None, "none", *KUBE_PROXY_MODES, *style.proxies):
+            raise UserError(
+                f"{self._named}'s service proxy runs with --cni {self._named} only, not with {style.name}",
+                hint=f"beside {style.name} kube-proxy does the work: --proxy {', '.join(KUBE_PROXY_MODES)}",
+            )
         self._loaded: dict[tuple[ProxyMode | None, ProxySettings], tuple[Proxy | None, str]] = {}
         self._told = config.Told(None, self._default)
         self._objects: tuple[object, ...] = ()

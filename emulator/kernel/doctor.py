@@ -9,16 +9,19 @@ import os
 import platform
 import pwd
 import sys
+from collections.abc import Sequence
 from typing import TypedDict
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from emulator.cni.styles import load_style, mode_names, style_names
+from emulator.cni.styles import BUILT_IN, load_style, mode_names, style_names
 from emulator.kernel import capabilities, distribution
 from emulator.kernel.capabilities import Feature, State
 from emulator.kernel.features import BY_NAME, KERNEL, PROGRAMS, KernelFeature
+from emulator.proxy.model import PROXY_MODES, ProxyMode, ProxySettings
+from emulator.proxy.modes import load_proxy
 
 
 class Machine(TypedDict):
@@ -70,6 +73,18 @@ class StyleRow(TypedDict):
     error: str
 
 
+class ProxyRow(TypedDict):
+    """A service proxy; ``name`` is what ``--proxy`` takes. ``missing`` and ``options`` as of a style; ``instead`` is
+    what does its work under the style whose own it is, where it cannot be had."""
+
+    name: str
+    title: str
+    runs: bool
+    missing: list[str]
+    options: list[str]
+    instead: str
+
+
 class Report(TypedDict):
     """The whole answer. ``labs`` is "" where labs can be built here, otherwise why not."""
 
@@ -77,6 +92,7 @@ class Report(TypedDict):
     labs: str
     tried: bool
     styles: list[StyleRow]
+    proxies: list[ProxyRow]
     programs: list[ProgramRow]
     features: list[FeatureRow]
 
@@ -90,6 +106,7 @@ def doctor_report(try_load: bool = False) -> Report:
         labs=_why_not(found),
         tried=try_load,
         styles=[_style(name, usable) for name in _specs()],
+        proxies=[_proxy(mode, usable) for mode in PROXY_MODES if mode != "none"],
         programs=[
             ProgramRow(
                 name=program.executable,
@@ -156,16 +173,40 @@ def _style(name: str, usable: set[str]) -> StyleRow:
         said = f"{type(error).__name__}: {error}"
         return StyleRow(name=name, title=name, runs=False, missing=[], options=[], stand_in="", error=said)
     # A style of another distribution may ask for what this version does not know.
-    missing = [need for need in style.requires if need not in BY_NAME or need not in usable]
+    missing = _lacking(style.requires, usable)
     spec = getattr(style, "fallback", "") if missing else ""
     if spec and usable.issuperset(load_style(spec).requires):
         style, missing = load_style(spec), []  # what a lab takes in its place (emulator.kernel.stand_ins)
-    features = [BY_NAME[need] for need in missing if need in BY_NAME]
-    options = [feature.option for feature in features if isinstance(feature, KernelFeature)]
+    options = _options(missing)
     stand_in = str(getattr(style, "stand_in", ""))
     return StyleRow(
         name=name, title=style.title, runs=not missing, missing=missing, options=options, stand_in=stand_in, error=""
     )
+
+
+def _proxy(mode: ProxyMode, usable: set[str]) -> ProxyRow:
+    """A service proxy, and who stands in for it. A style's own is the first of its list."""
+    proxy = load_proxy(mode, ProxySettings())
+    assert proxy is not None
+    missing = _lacking(proxy.requires, usable)
+    instead = ""
+    if missing and mode in BUILT_IN:  # a style's very own
+        others = (load_proxy(other, ProxySettings()) for other in load_style(mode).proxies)
+        fitting = [each.title for each in others if each is not None and usable.issuperset(each.requires)]
+        instead = f"{fitting[0]} under --cni {mode}" if fitting else ""
+    return ProxyRow(
+        name=mode, title=proxy.title, runs=not missing, missing=missing, options=_options(missing), instead=instead
+    )
+
+
+def _lacking(requires: Sequence[str], usable: set[str]) -> list[str]:
+    return [need for need in requires if need not in BY_NAME or need not in usable]
+
+
+def _options(missing: Sequence[str]) -> list[str]:
+    """The kernel options that would bring it."""
+    features = [BY_NAME[need] for need in missing if need in BY_NAME]
+    return [feature.option for feature in features if isinstance(feature, KernelFeature)]
 
 
 def _specs() -> list[str]:
@@ -200,7 +241,10 @@ def render(report: Report) -> RenderableType:
         if report["labs"]
         else Text("✓ labs can be built here\n", style="green")
     )
-    parts: list[RenderableType] = [head, verdict, _styles(report), _programs(report), _features(report)]
+    parts: list[RenderableType] = [
+        *(head, verdict, _styles(report), _proxies(report)),
+        *(_programs(report), _features(report)),
+    ]
     if any(feature["state"] in ("loadable", "unknown") for feature in report["features"]) and not report["tried"]:
         said = "No kernel module was loaded to find this out; `sudo cnilab doctor --try` tries all features."
         parts.append(Text(f"\n{said}", style="dim"))
@@ -223,12 +267,25 @@ def _mark(state: State) -> Text:
 def _styles(report: Report) -> Table:
     table = _table("CNI styles", "--cni", "style", "")
     for style in report["styles"]:
-        options = f" ({', '.join(style['options'])})" if style["options"] else ""
-        lacks = f"not possible here: lacks {', '.join(style['missing'])}{options}"
+        lacks = _lacks(style)
         how = f"stand-in: {style['stand_in']}" if style["stand_in"] else "native"
         says = how if style["runs"] else style["error"] or lacks
         table.add_row(_mark("yes" if style["runs"] else "no"), style["name"], style["title"], Text(says))
     return table
+
+
+def _proxies(report: Report) -> Table:
+    table = _table("\nService proxies", "--proxy", "proxy", "")
+    for proxy in report["proxies"]:
+        instead = f"; in its place: {proxy['instead']}" if proxy["instead"] else ""
+        says = "native" if proxy["runs"] else _lacks(proxy) + instead
+        table.add_row(_mark("yes" if proxy["runs"] else "no"), proxy["name"], proxy["title"], Text(says))
+    return table
+
+
+def _lacks(row: StyleRow | ProxyRow) -> str:
+    options = f" ({', '.join(row['options'])})" if row["options"] else ""
+    return f"not possible here: lacks {', '.join(row['missing'])}{options}"
 
 
 def _programs(report: Report) -> Table:

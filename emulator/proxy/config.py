@@ -18,7 +18,7 @@ from emulator.cluster.manifest_index import of_kinds
 from emulator.cluster.strict_yaml import Malformed, documents
 from emulator.cluster.validation import forbidden, invalid, parse_cidr, unsupported
 from emulator.errors import ManifestError, Problem
-from emulator.proxy.model import PROXY_MODES, ProxyMode, ProxySettings
+from emulator.proxy.model import KUBE_PROXY_MODES, ProxyMode, ProxySettings
 
 CONFIG_MAP, NAMESPACE, KEY = "kube-proxy", "kube-system", "config.conf"
 SUBJECT = f"ConfigMap {NAMESPACE}/{CONFIG_MAP}"
@@ -150,10 +150,10 @@ class _Reader:
     def _mode(self, config: _Config) -> ProxyMode | None:
         if not config.mode:
             return None
-        for mode in PROXY_MODES:
-            if mode == config.mode and mode != "none":
+        for mode in KUBE_PROXY_MODES:
+            if mode == config.mode:
                 return mode
-        self._fault("mode", unsupported(config.mode, [mode for mode in PROXY_MODES if mode != "none"]))
+        self._fault("mode", unsupported(config.mode, KUBE_PROXY_MODES))
         return None
 
     def _refuse(self, config: _Config) -> None:

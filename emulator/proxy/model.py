@@ -10,8 +10,9 @@ import msgspec
 from emulator.cluster.model import Cluster, Node
 from emulator.plan.model import AnyObject
 
-ProxyMode = Literal["iptables", "nftables", "ipvs", "none"]
-PROXY_MODES: tuple[ProxyMode, ...] = ("iptables", "nftables", "ipvs", "none")
+ProxyMode = Literal["iptables", "nftables", "ipvs", "kube-router", "none"]
+PROXY_MODES: tuple[ProxyMode, ...] = ("iptables", "nftables", "ipvs", "kube-router", "none")
+KUBE_PROXY_MODES: tuple[ProxyMode, ...] = ("iptables", "nftables", "ipvs")  # what its configuration may name
 
 
 class ProxySettings(msgspec.Struct, frozen=True, omit_defaults=True):

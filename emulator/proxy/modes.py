@@ -11,5 +11,5 @@ def load_proxy(mode: ProxyMode, settings: ProxySettings) -> Proxy | None:
     """The service proxy of ``mode``, imported only now: a lab uses one. None for ``none``."""
     if mode == "none":
         return None
-    proxy: Proxy = import_module(f"emulator.proxy.{mode}").load(settings)
+    proxy: Proxy = import_module(f"emulator.proxy.{mode.replace('-', '_')}").load(settings)
     return proxy

@@ -10,7 +10,7 @@ import pytest
 
 from emulator.cluster.model import Cluster
 from emulator.cluster.services import EndpointSlice
-from emulator.proxy import iptables, ipvs, nftables
+from emulator.proxy import iptables, ipvs, kube_router, nftables
 from emulator.proxy.endpoints import changed_keys
 from tests.golden.service_constructs import SETTINGS, backends, base_cluster, on, service
 
@@ -45,7 +45,7 @@ def step(cluster: Cluster, chance: random.Random) -> Cluster:
     return msgspec.structs.replace(cluster, slices=tuple(slices))
 
 
-@pytest.mark.parametrize("mode", [iptables, nftables, ipvs], ids=["iptables", "nftables", "ipvs"])
+@pytest.mark.parametrize("mode", [iptables, nftables, ipvs, kube_router], ids=lambda mode: mode.__name__)
 def test_remembering_makes_no_difference(mode: ModuleType) -> None:
     chance = random.Random(3866)
     cluster = msgspec.structs.replace(base_cluster(), services=SERVICES, slices=())
