@@ -1,6 +1,6 @@
 """Nothing gets past a policy while things change: streams of new connections, under every enforcing style.
 
-A stream asks anew all the while, a hundred times a second. What neither the state before a change nor the one behind
+A stream asks anew all the while, fifty times a second. What neither the state before a change nor the one behind
 it allows must not be answered once; and what both allow must not go without an answer in between, until the next that
 has one. New pods are asked before they are there, at the addresses that they will have.
 
@@ -44,9 +44,10 @@ CHANGES = int(os.environ.get("CNILAB_LEAK_CHANGES", "8"))
 PODS = int(os.environ.get("CNILAB_LEAK_PODS", "10"))
 IN_A_ROW = min(4, CHANGES)  # changes of one world
 TOGETHER, OPEN = 12, 2  # new pods of one change, and those of them that are under no policy
-RATE = 100.0  # requests a second: two streams of a sender come round to a port after more than conntrack's 120 s
+RATE = 50.0  # requests a second: two streams of a sender come round to a port after more than conntrack's 120 s
 DENIED, ALLOWED, OF_ONE = 6, 4, 2  # streams under way together; of one sender at most
 PATIENCE = 10.0  # s: none is given up before the end, so that a starved machine loses none
+QUICK = 25_000.0  # us until an answer, on a machine whose silences mean something
 SETTLE = 0.05  # s of streaming before and after a change
 NO_NAMES = ("",) * len(PORTS)
 FEWEST = 3  # policies of a world
@@ -116,10 +117,13 @@ def answered(stream: Stream) -> bool:
     return bool(stream.result.received) or any(RESET in error for error in stream.result.errors)
 
 
-def caught_up(site: Site) -> None:
-    """Wait until the answers that are there have been taken, however slow the machine is: one more comes after them."""
+def caught_up(site: Site) -> bool:
+    """Wait until the answers that are there have been taken: one more comes after them. Whether it came quickly: on a
+    starved machine answers are late, and none says when they would have come."""
     name = site.lab.cluster().pods[0].key
-    assert site.lab.probe(f"pod/{name}", f"pod/{name}", 80, timeout=PATIENCE).reached
+    answer = site.lab.probe(f"pod/{name}", f"pod/{name}", 80, timeout=PATIENCE)
+    assert answer.reached
+    return max(answer.result.connect_times + answer.result.times) <= QUICK
 
 
 class Watched:
@@ -186,7 +190,7 @@ def test_no_change_lets_through_what_neither_state_allows_nor_stops_what_both_do
         with streaming(site.lab, watched.requests()) as streams:
             time.sleep(SETTLE)
             foreseen.become(new.objects)
-            caught_up(site)
+            quick = caught_up(site)
             time.sleep(SETTLE)
         leaks = [str(point) for point, one in zip(watched.denied, streams, strict=False) if answered(one)]
         kept = streams[len(watched.denied) :]
@@ -201,9 +205,13 @@ def test_no_change_lets_through_what_neither_state_allows_nor_stops_what_both_do
         figures["allowed requests"] += sum(one.result.sent for one in kept)
         figures["answers"] += sum(one.result.received for one in kept)
         figures["leaks"] += len(leaks)
-        figures["gaps"] += len(gaps)
+        figures["gaps"] += len(gaps) if quick else 0
+        figures["unsure gaps"] += 0 if quick else len(gaps)
+        figures["changes on a quick machine"] += quick
         assert not leaks, f"{leaks}\nfrom {old.objects}\nto {new.objects}"
-        assert not gaps or neighbour_table.refusals() > refused, f"{gaps}\nfrom {old.objects}\nto {new.objects}"
+        assert not (gaps and quick) or neighbour_table.refusals() > refused, (
+            f"{gaps}\nfrom {old.objects}\nto {new.objects}"
+        )
         old = new
 
 
@@ -247,7 +255,8 @@ def test_a_new_pod_is_judged_from_the_first_packet_to_it_and_from_it(foreseen: F
             out = [Ask(f"pod/{'/'.join(ref(one)[1:])}", "pod/y/peer0", "tcp", 80, family) for one in new[OPEN:]]
             wrong = site.faults(out, [False] * len(out))
             free = [ProbeRequest(ask.source, ask.target, 80, "tcp", timeout=PATIENCE) for ask in asks[:OPEN]]
-            assert all(answer.reached for answer in site.lab.probes(free))
+            said = site.lab.probes(free)
+            assert all(answer.reached for answer in said), said
             time.sleep(LATER)
         assert {one.key: one.addresses for one in site.lab.cluster().pods} == {
             one.key: one.addresses for one in cluster.pods
