@@ -8,7 +8,9 @@
 
 from __future__ import annotations
 
+import re
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -133,6 +135,16 @@ def reaches(source: str, target: str, port: int = 80) -> bool:
     return True
 
 
+def dropped() -> tuple[int, int]:
+    """The packets that the rules of n1 and of n2 have dropped so far."""
+    counts = []
+    for node in (N1, N2):
+        with inside(netns_path(node)):
+            printed = subprocess.run(["iptables", "-nvxL"], capture_output=True, text=True, check=True).stdout
+        counts.append(sum(int(found[1]) for found in re.finditer(r"^\s*(\d+)\s+\d+\s+DROP\s", printed, re.MULTILINE)))
+    return counts[0], counts[1]
+
+
 def policy(**spec: Any) -> dict[str, Any]:
     return {
         "apiVersion": "networking.k8s.io/v1",
@@ -152,12 +164,18 @@ def test_without_policies_all_pods_talk(place: Place) -> None:
 
 def test_ingress_is_dropped_for_pods_of_this_node_and_of_others(place: Place) -> None:
     place.enforce(policy())
+    here, there = dropped()
     assert [reaches("three", "one"), reaches("two", "one"), reaches("one", "three")] == [False, False, True]
+    assert dropped()[0] > here  # where the destination is
+    assert dropped()[1] == there
 
 
 def test_egress_is_dropped_before_it_leaves_its_node_but_not_to_the_node(place: Place) -> None:
     place.enforce(policy(policyTypes=["Egress"]))
+    here, there = dropped()
     assert [reaches("one", "three"), reaches("one", "two"), reaches("three", "one")] == [False, False, True]
+    assert dropped()[0] > here  # where the source is
+    assert dropped()[1] == there
     with inside(netns_path(N1)), socket.create_server(("10.32.0.1", 80)):
         assert reaches("one", "10.32.0.1")
 
