@@ -1,8 +1,9 @@
 """Nothing gets past a policy while things change: streams of new connections, under every enforcing style.
 
-A stream asks anew all the while, fifty times a second. What neither the state before a change nor the one behind
-it allows must not be answered once; and what both allow must not go without an answer in between, until the next that
-has one. New pods are asked before they are there, at the addresses that they will have.
+A stream asks anew all the while, fifty times a second. Each end of a connection is judged by its own node, by the rules
+of before a change or of behind it. What an end denies by both must not be answered once; what both ends allow by both
+must not go without an answer in between, until the next that has one (on a machine that answers quickly: a starved one
+does so late). New pods are asked before they are there, at the addresses that they will have.
 
 ``CNILAB_LEAK_CHANGES`` and ``CNILAB_LEAK_PODS`` are how many changes and new pods (8 and 10 by default; the full run
 takes 500 and 100). With ``-s`` each style tells its figures.
@@ -33,7 +34,7 @@ from emulator.lab.records import ProbeRequest
 from emulator.lab.verdicts import Ask
 from emulator.policy.model import Family
 from tests.policy.corner_cases import policy
-from tests.policy.second_opinion import Place, Point, passing
+from tests.policy.second_opinion import Place, Point, sides_of
 from tests.policy.site import Site, ref
 from tests.policy.styles import enforcing, topology_for
 from tests.policy.worlds import NAMESPACES, NODES, PORTS, Object, World, changed, namespace, pod, worlds
@@ -45,7 +46,7 @@ PODS = int(os.environ.get("CNILAB_LEAK_PODS", "10"))
 IN_A_ROW = min(4, CHANGES)  # changes of one world
 TOGETHER, OPEN = 12, 2  # new pods of one change, and those of them that are under no policy
 RATE = 50.0  # requests a second: two streams of a sender come round to a port after more than conntrack's 120 s
-DENIED, ALLOWED, OF_ONE = 6, 4, 2  # streams under way together; of one sender at most
+DENIED, ALLOWED, CROSSING, OF_ONE = 6, 4, 2, 2  # streams under way together; of one sender at most
 PATIENCE = 10.0  # s: none is given up before the end, so that a starved machine loses none
 QUICK = 25_000.0  # us until an answer, on a machine whose silences mean something
 SETTLE = 0.05  # s of streaming before and after a change
@@ -127,17 +128,18 @@ def caught_up(site: Site) -> bool:
 
 
 class Watched:
-    """The flows of which two states say the same: some that both deny, some that both allow."""
+    """Flows to keep an eye on. ``denied``: one end or the other denies them before the change and behind it.
+    ``allowed``: both ends allow them, before and behind. ``crossing``: neither state allows them, but one end does as
+    it was and the other as it will be. Nodes get their rules one after the other, so between the two these pass."""
 
     def __init__(self, cluster: Cluster, old: World, new: World, chance: random.Random) -> None:
         self.denied: list[Point] = []
         self.allowed: list[Point] = []
+        self.crossing: list[Point] = []
         before, after = ({ref(one): one["spec"] for one in world.of("Pod")} for world in (old, new))
-        stay = {
-            f"{space}/{name}" for (_, space, name), spec in before.items() if after.get(("Pod", space, name)) == spec
-        }
-        senders: Counter[str] = Counter()
-        points: list[tuple[Point, bool]] = []
+        stay = {"/".join(key[1:]) for key, spec in before.items() if after.get(key) == spec}
+        ports = [(protocol, port) for protocol, port in PORTS if protocol == "TCP"]
+        points: list[tuple[Point, list[Point], int]] = []
         for family in families(cluster):
             places = [
                 Place("pod", one.namespace, one.name, one.node, address)
@@ -145,15 +147,19 @@ class Watched:
                 for address in one.addresses
                 if one.key in stay and (":" in address) == (family == 6)
             ]
-            ports = [(protocol, port) for protocol, port in PORTS if protocol == "TCP"]
-            either = passing(old.objects, places, ports), passing(new.objects, places, ports)
+            was, will = (sides_of(world.objects, places, ports) for world in (old, new))
             for point in ((s, d, *port) for s in places for d in places for port in ports if s != d):
-                said = {point in allowed for allowed in either}
-                if len(said) == 1:
-                    points.append((point, said.pop()))
+                leaves = point in was.leaves, point in will.leaves
+                enters = point in was.enters, point in will.enters
+                if all(leaves) and all(enters):
+                    points.append((point, self.allowed, ALLOWED))
+                elif not any(leaves) or not any(enters):
+                    points.append((point, self.denied, DENIED))
+                elif not (leaves[0] and enters[0]) and not (leaves[1] and enters[1]):
+                    points.append((point, self.crossing, CROSSING))
         chance.shuffle(points)
-        for point, let_in in points:
-            chosen, most = (self.allowed, ALLOWED) if let_in else (self.denied, DENIED)
+        senders: Counter[str] = Counter()
+        for point, chosen, most in points:
             sender = f"{point[0].space}/{point[0].name}"
             if len(chosen) < most and senders[sender] < OF_ONE:
                 senders[sender] += 1
@@ -162,7 +168,7 @@ class Watched:
     def requests(self) -> list[ProbeRequest]:
         return [
             ProbeRequest(f"pod/{source.space}/{source.name}", target.address, port, "tcp", timeout=PATIENCE)
-            for source, target, _, port in (*self.denied, *self.allowed)
+            for source, target, _, port in (*self.denied, *self.allowed, *self.crossing)
         ]
 
 
@@ -193,7 +199,8 @@ def test_no_change_lets_through_what_neither_state_allows_nor_stops_what_both_do
             quick = caught_up(site)
             time.sleep(SETTLE)
         leaks = [str(point) for point, one in zip(watched.denied, streams, strict=False) if answered(one)]
-        kept = streams[len(watched.denied) :]
+        kept = streams[len(watched.denied) : len(watched.denied) + len(watched.allowed)]
+        crossing = streams[len(watched.denied) + len(watched.allowed) :]
         # A window that lasts until the end is of answers that were still under way
         gaps = [
             f"{point}: {one.result.lost}"
@@ -205,6 +212,8 @@ def test_no_change_lets_through_what_neither_state_allows_nor_stops_what_both_do
         figures["allowed requests"] += sum(one.result.sent for one in kept)
         figures["answers"] += sum(one.result.received for one in kept)
         figures["leaks"] += len(leaks)
+        figures["crossing streams"] += len(crossing)
+        figures["crossed"] += sum(answered(one) for one in crossing)
         figures["gaps"] += len(gaps) if quick else 0
         figures["unsure gaps"] += 0 if quick else len(gaps)
         figures["changes on a quick machine"] += quick

@@ -30,8 +30,22 @@ class Place(NamedTuple):
     address: str
 
 
+class Sides(NamedTuple):
+    """``always``: what is never judged. ``leaves`` and ``enters``: what either end lets pass, as its node judges."""
+
+    always: set[Point]
+    leaves: set[Point]
+    enters: set[Point]
+
+
 def passing(objects: Sequence[Object], places: Sequence[Place], ports: Sequence[tuple[str, int]]) -> set[Point]:
     """Everything that may connect, among these ends and ports, of one address family."""
+    found = sides_of(objects, places, ports)
+    return found.always | (found.leaves & found.enters)
+
+
+def sides_of(objects: Sequence[Object], places: Sequence[Place], ports: Sequence[tuple[str, int]]) -> Sides:
+    """What each end by itself lets pass, among these ends and ports, of one address family."""
     spaces = {
         one["metadata"]["name"]: {**one["metadata"]["labels"], "kubernetes.io/metadata.name": one["metadata"]["name"]}
         for one in objects
@@ -109,7 +123,7 @@ def passing(objects: Sequence[Object], places: Sequence[Place], ports: Sequence[
                         open_ |= {(source, server, *at) for at in opened(rule, server)}
         index = 0 if kind == "Egress" else 1
         sides[section] = open_ | {point for point in every if point[index] not in closed}
-    return always(every) | (sides["egress"] & sides["ingress"])
+    return Sides(always(every), sides["egress"], sides["ingress"])
 
 
 def always(every: Iterable[Point]) -> set[Point]:
