@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from emulator import Lab
+from emulator.cni.styles import load_style
 from emulator.errors import ApplyError, ManifestError
 from emulator.kernel import registry
 from emulator.lab.verdicts import Ask, Cell
@@ -182,6 +183,12 @@ def test_a_refused_policy_leaves_the_one_before_in_force(place: Place) -> None:
     assert place.lab.verify() == []
 
 
+def _has_sets(style: str) -> bool:
+    enforcer = load_style(style).enforcer("spec")
+    return enforcer is not None and "ipset" in enforcer.requires
+
+
+@pytest.mark.parametrize("place", [style for style in enforcing() if _has_sets(style)], indirect=True)
 def test_rules_that_the_kernel_refuses_leave_everything_closed_that_was_and_are_told(place: Place) -> None:
     """A set of that name, and of another type, is there already."""
     closed = policy("{podSelector: {matchLabels: {app: web}}}", name="closed")
