@@ -18,7 +18,7 @@ from emulator.cluster.ipam import AttachesInterfaces, ConfiguredIpam, Ipam, Take
 from emulator.cluster.kinds import INITIAL_NAMESPACES
 from emulator.cluster.manifest_index import Manifests, of_kinds
 from emulator.cluster.model import Cluster, Interface, Lifetime, Machine, Node, Pod, ReplicaSet, Topology
-from emulator.cluster.podspec import Meta, PodSpec, Workload, containers, dns_config, lifetime
+from emulator.cluster.podspec import Meta, PodSpec, Template, Workload, containers, dns_config, lifetime
 from emulator.cluster.rollout import Population, finished, replica_sets, share
 from emulator.cluster.scheduling import Scheduler, matches_node
 from emulator.cluster.service_cluster import with_services
@@ -78,6 +78,20 @@ class _News(NamedTuple):
         return msgspec.structs.replace(pod, ready=ready, available=fit)
 
 
+class _Fitted(NamedTuple):
+    """A pod that is what its template, and the rest of what it is made of, ask for."""
+
+    template: Template
+    labels: dict[str, str]
+    extra: dict[str, str] | None
+    node: str
+    min_ready: int
+    pod: Pod
+
+
+_fitted: dict[str, _Fitted] = {}  # of the last assembly, by key; true of these very objects whatever comes after
+
+
 class _Assembly:
     """Working state of one assembly."""
 
@@ -97,6 +111,7 @@ class _Assembly:
         self.namespaces = _namespaces(self.objects)
         self.nodes = _nodes(topology, self.objects, ipam, previous)
         self.made = dict(previous.made) if previous is not None else {}
+        self.fitted: dict[str, _Fitted] = {}
         self.coined: set[str] = set()  # five characters are few: of 3000 pods, two get the same ones every third time
         self.old: dict[str, Pod] = {}  # those that go on, unless nobody wants them any more
         self.leaving: dict[str, Pod] = {}
@@ -162,6 +177,8 @@ class _Assembly:
         for one, name, bound_to in missing:
             spec = one.template.spec or PodSpec()
             pods.append(self._pod(one, name, scheduler.place(one.namespace, name, spec, bound_to)))
+        global _fitted
+        _fitted = self.fitted
         owners = {one.key for one in wanted}
         cluster = Cluster(
             topology=self.topology,
@@ -304,13 +321,21 @@ class _Assembly:
         pod = self.old.get(f"{one.namespace}/{name}")
         if pod is None or pod.owner != one.owner:
             return None
+        fitted = _Fitted(one.template, one.labels, one.labels_by_name.get(name), node, one.min_ready, pod)
+        known = _fitted.get(pod.key)
+        if known is not None and known.template is one.template and known.pod is pod and known[1:5] == fitted[1:5]:
+            self.fitted[pod.key] = known
+            return pod
         spec = one.template.spec or PodSpec()
         bound = node or spec.node_name or pod.node
         if bound != pod.node or bool(spec.host_network) != pod.host_network:
             return None
         record = _record(one, name, pod.node, pod.addresses, pod.incarnation)
         record = msgspec.structs.replace(record, ready=pod.ready, available=pod.available)
-        return pod if record == pod else record
+        if record != pod:
+            return record
+        self.fitted[pod.key] = fitted
+        return pod
 
     def _release(self, kept: dict[str, Pod]) -> None:
         for pod in self.previous.pods if self.previous is not None else ():

@@ -104,15 +104,10 @@ def wanted_pods(
     that one alone.
     """
     yield from _of_topology(topology)
-    for thing in objects:
-        kind = thing.get("kind", "")
-        if kind not in WORKLOADS:
-            continue
-        if kind == "Pod":
-            yield _of_pod(_convert(thing, Template))
-            continue
-        workload = _convert(thing, Workload)
+    for kind, workload in _parsed([thing for thing in objects if thing.get("kind", "") in WORKLOADS]):
         match kind:
+            case "Pod":
+                yield _of_pod(workload)
             case "Deployment":
                 yield from _of_deployment(workload, deployments)
             case "ReplicaSet":
@@ -121,6 +116,30 @@ def wanted_pods(
                 yield _of_stateful_set(workload)
             case "DaemonSet":
                 yield _of_daemon_set(workload)
+
+
+class _Parsed(NamedTuple):
+    """Manifests of workloads with their kinds and records."""
+
+    objects: Sequence[dict[str, Any]]
+    records: Sequence[tuple[str, Any]]
+
+
+_latest = _Parsed((), ())  # it holds on to the manifests, so none of them can be taken for another
+
+
+def _parsed(objects: Sequence[dict[str, Any]]) -> Sequence[tuple[str, Any]]:
+    """The kind and record of each manifest: the same as last time, if it is the same object."""
+    global _latest
+    known = dict(zip(map(id, _latest.objects), _latest.records, strict=True))
+    records = [known.get(id(thing)) or _record(thing) for thing in objects]
+    _latest = _Parsed(objects, records)
+    return records
+
+
+def _record(thing: dict[str, Any]) -> tuple[str, Any]:
+    kind = thing["kind"]
+    return kind, _convert(thing, Template if kind == "Pod" else Workload)
 
 
 def _convert(thing: dict[str, Any], kind: type[Any]) -> Any:

@@ -16,6 +16,7 @@ from typing import Literal
 
 import msgspec
 
+from emulator.cluster.changes import difference
 from emulator.errors import CnilabError
 from emulator.plan.model import (
     FAULT,
@@ -23,6 +24,7 @@ from emulator.plan.model import (
     AnyObject,
     Bridge,
     BridgePort,
+    Chain,
     CniAttachment,
     Daemon,
     Dummy,
@@ -33,6 +35,7 @@ from emulator.plan.model import (
     IpSet,
     IptablesRules,
     IpvsServers,
+    Jump,
     Key,
     Namespace,
     Neighbour,
@@ -43,6 +46,7 @@ from emulator.plan.model import (
     PolicyRule,
     ProxyRules,
     Route,
+    Rule,
     Sysctl,
     Tun,
     Veth,
@@ -83,16 +87,23 @@ def diff(old: Plan | None, new: Plan) -> list[Operation]:
 def _changed(
     old: Mapping[str, tuple[AnyObject, ...]], new: Mapping[str, tuple[AnyObject, ...]]
 ) -> tuple[dict[Key, AnyObject], dict[Key, AnyObject]]:
-    """The objects of those fragments that are not the very same in both plans, by key."""
+    """Of those fragments that are not the very same in both plans the objects that are not, by key; and all namespaces,
+    which tell whether a pod is there before and after."""
     before: dict[Key, AnyObject] = {}
     after: dict[Key, AnyObject] = {}
     for name, fragment in old.items():
-        if new.get(name) is not fragment:
-            before.update((item.key, item) for item in fragment)
+        other = new.get(name, ())
+        if other is not fragment:
+            before.update((item.key, item) for item in (*_namespaces(fragment), *difference(fragment, other)[0]))
     for name, fragment in new.items():
-        if old.get(name) is not fragment:
-            after.update((item.key, item) for item in fragment)
+        other = old.get(name, ())
+        if other is not fragment:
+            after.update((item.key, item) for item in (*_namespaces(fragment), *difference(other, fragment)[1]))
     return before, after
+
+
+def _namespaces(fragment: Iterable[AnyObject]) -> list[Namespace]:
+    return [item for item in fragment if isinstance(item, Namespace)]
 
 
 class _Difference:
@@ -229,25 +240,44 @@ class _Difference:
 
 def equivalent(one: AnyObject, other: AnyObject) -> bool:
     """Whether the kernel could not tell the two apart: equal but for the words that explain them."""
-    return one == other or _without_words(one) == _without_words(other)
+    if one == other:
+        return True
+    if isinstance(one, IptablesRules) and isinstance(other, IptablesRules):
+        return _same_rules(one, other)
+    return _without_words(one) == _without_words(other)
+
+
+def _same_rules(one: IptablesRules, other: IptablesRules) -> bool:
+    """Chain by chain: in a table of thousands of rules most are the same objects, and one that differs is enough."""
+    if len(one.chains) != len(other.chains) or len(one.jumps) != len(other.jumps):
+        return False
+    if not all(was == now or _same_chain(was, now) for was, now in zip(one.chains, other.chains, strict=True)):
+        return False
+    return msgspec.structs.replace(
+        one, component="", why="", chains=(), jumps=tuple(map(_jump_without_words, one.jumps))
+    ) == msgspec.structs.replace(
+        other, component="", why="", chains=(), jumps=tuple(map(_jump_without_words, other.jumps))
+    )
+
+
+def _same_chain(one: Chain, other: Chain) -> bool:
+    if one.name != other.name or len(one.rules) != len(other.rules):
+        return False
+    return all(
+        was == now or _rule_without_words(was) == _rule_without_words(now)
+        for was, now in zip(one.rules, other.rules, strict=True)
+    )
+
+
+def _rule_without_words(rule: Rule) -> Rule:
+    return msgspec.structs.replace(rule, why="")
+
+
+def _jump_without_words(jump: Jump) -> Jump:
+    return msgspec.structs.replace(jump, rule=_rule_without_words(jump.rule))
 
 
 def _without_words(item: AnyObject) -> AnyObject:
-    if isinstance(item, IptablesRules):
-        return msgspec.structs.replace(
-            item,
-            component="",
-            why="",
-            chains=tuple(
-                msgspec.structs.replace(
-                    chain, rules=tuple(msgspec.structs.replace(rule, why="") for rule in chain.rules)
-                )
-                for chain in item.chains
-            ),
-            jumps=tuple(
-                msgspec.structs.replace(jump, rule=msgspec.structs.replace(jump.rule, why="")) for jump in item.jumps
-            ),
-        )
     if isinstance(item, Veth):
         return msgspec.structs.replace(item, component="", why="", peer_why="")
     if isinstance(item, CniAttachment):

@@ -76,15 +76,20 @@ def profiles_of(pod: Pod) -> tuple[str, ...]:
 def endpoint_chains(endpoints: Sequence[Endpoint]) -> tuple[Chain, ...]:
     """All chains for the endpoints of a node: dispatch, endpoints, profiles."""
     return (
-        *_dispatch(endpoints),
+        *_dispatch(tuple(sorted(endpoint.device for endpoint in endpoints))),
         *(item for endpoint in endpoints for item in _endpoint(endpoint)),
         *_profiles(endpoints),
     )
 
 
-def _dispatch(endpoints: Sequence[Endpoint]) -> Iterable[Chain]:
-    """From the device to its chain. Devices that share their next letter share a chain: a shallow tree."""
-    devices = sorted(endpoint.device for endpoint in endpoints)
+@lru_cache(maxsize=512)
+def _dispatch(devices: tuple[str, ...]) -> tuple[Chain, ...]:
+    """From the device, of these sorted ones, to its chain. Devices that share their next letter share a chain: a
+    shallow tree."""
+    return tuple(_tree(devices))
+
+
+def _tree(devices: Sequence[str]) -> Iterable[Chain]:
     common = _common_prefix(devices)
     bins: dict[str, list[str]] = {}
     for device in devices:
