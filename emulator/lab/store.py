@@ -11,7 +11,7 @@ import itertools
 import threading
 import time
 import uuid
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -57,6 +57,7 @@ class Store:
 
     def __init__(self) -> None:
         self._objects: dict[Ref, Object] = {}
+        self._kinds: defaultdict[tuple[str, str], dict[Ref, None]] = defaultdict(dict)  # the same, by group and kind
         self._history: deque[Event] = deque(maxlen=HISTORY)
         self._version = 0
         self._changed = threading.Condition()
@@ -79,9 +80,9 @@ class Store:
         with self._changed:
             version = self._version
             found = [
-                (ref, obj)
-                for ref, obj in self._objects.items()
-                if ref.kind == kind and ref.group == group and (not namespace or ref.namespace == namespace)
+                (ref, self._objects[ref])
+                for ref in self._kinds.get((group, kind), ())
+                if not namespace or ref.namespace == namespace
             ]
         return version, [obj for _, obj in sorted(found, key=lambda pair: pair[0])]
 
@@ -97,6 +98,7 @@ class Store:
             for ref in deletes:
                 gone = self._objects.pop(ref, None)
                 if gone is not None:
+                    del self._kinds[ref.group, ref.kind][ref]
                     events.append(self._record("DELETED", ref, _copied(gone), gone))
             for given in puts:
                 ref = ref_of(given)
@@ -117,6 +119,7 @@ class Store:
                     metadata["generation"] = before["generation"] + changed
                 events.append(self._record("ADDED" if known is None else "MODIFIED", ref, obj, known))
                 self._objects[ref] = obj
+                self._kinds[ref.group, ref.kind][ref] = None
             if events:
                 self._changed.notify_all()
         return events

@@ -54,6 +54,15 @@ def test_list_is_sorted_and_limited_to_a_namespace() -> None:
     assert [obj["metadata"]["name"] for obj in store.select("", "Pod", "shop")] == ["z"]
 
 
+def test_list_is_without_what_was_deleted_and_with_what_came_again() -> None:
+    store = Store()
+    store.commit([pod("a"), pod("b")])
+    store.commit(deletes=[ref_of(pod("a")), ref_of(pod("b"))])
+    assert store.select("", "Pod") == []
+    store.commit([pod("b")])
+    assert [obj["metadata"]["name"] for obj in store.select("", "Pod")] == ["b"]
+
+
 def test_versions_of_one_group_name_the_same_object() -> None:
     beta = {"apiVersion": "apps/v1beta1", "kind": "Deployment", "metadata": {"name": "d", "namespace": "default"}}
     assert ref_of(beta) == ref_of({**beta, "apiVersion": "apps/v1"})
