@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from emulator.kernel.route_table import TableRoute
 
 BASE = "/cnilab/v1"
+APPLY_PATIENCE = 600.0  # s: ten thousand Services at once, on a machine with much else to do
 MATRIX_PATIENCE = 120.0  # s that the largest matrix may take
 ROLLOUT_POLL = 0.1  # s between two looks at how far a rollout is
 
@@ -204,7 +205,8 @@ class Lab:
 
         Returns one dict each: group, kind, namespace, name, action (created, configured, unchanged).
         """
-        answer = self.client.call("POST", f"{BASE}/apply", {"objects": list(_objects(manifests, self._namespaces()))})
+        wish = {"objects": list(_objects(manifests, self._namespaces()))}
+        answer = self.client.call("POST", f"{BASE}/apply", wish, timeout=APPLY_PATIENCE)
         return list(answer)
 
     def delete(
