@@ -45,6 +45,10 @@ def expected(
 ) -> Expected:
     """What becomes of a request from ``local`` to ``remote``, the addresses of its ends."""
     sender = end_of(compiled.cluster, source, local)
+    if _is_node_port(compiled.cluster, target, protocol, port):
+        return Expected(
+            "either", why="a node's port of a Service: judged behind it, by whatever address is its sender's then"
+        )
     if target.service is None:
         flow = _flow(sender, end_of(compiled.cluster, target, remote), protocol, port, family)
         return _judged(compiled, enforcer, flow)
@@ -61,6 +65,14 @@ def expected(
     if len({(each.verdict, each.deviation is None) for each in found}) > 1:
         return Expected("either", why="policies allow some of the Service's endpoints and deny others")
     return found[0]
+
+
+def _is_node_port(cluster: Cluster, target: Place, protocol: str, port: int) -> bool:
+    """Whether what is sent there goes on to a Service's endpoint."""
+    if target.machine is None or target.machine.kind != "node" or not port:
+        return False
+    ports = (each for service in cluster.services for each in service.ports)
+    return any((each.node_port, each.protocol.lower()) == (port, protocol) for each in ports)
 
 
 def _judged(compiled: Compiled, enforcer: Enforcer | None, flow: Flow) -> Expected:

@@ -17,7 +17,7 @@ from emulator import Lab
 from emulator.cni.styles import load_style
 from emulator.errors import ApplyError, ManifestError
 from emulator.kernel import registry
-from emulator.lab.verdicts import Ask, Cell
+from emulator.lab.verdicts import Ask, Cell, MatrixWish
 from emulator.policy.model import Family
 from tests.policy.corner_cases import BASE, CASES, Addresses, Case, Step, policy, questions
 from tests.policy.site import Site
@@ -93,6 +93,14 @@ def _seen(lab: Lab, node: str) -> Iterator[str]:
 def test_packets_get_the_verdict_of_the_api(place: Place, case: Case) -> None:
     wrong = [f"step {number}: {line}" for number, step in enumerate(case.steps) for line in place.wrong(step)]
     assert not wrong, "\n".join(wrong)
+
+
+def test_a_services_port_of_a_node_is_not_the_nodes_own(place: Place) -> None:
+    """Policies judge behind the translation, by an address that the API does not define, so neither answer is wrong."""
+    (closed,) = [case.steps[0] for case in CASES if case.name == "a_masqueraded_sender_is_its_node"]
+    assert place.wrong(closed) == []
+    taken = place.lab.matrix(MatrixWish(asks=tuple(questions(closed.shut, place.families()))))
+    assert {(cell.allowed, cell.specification, cell.wrong) for cell in taken.cells} == {(False, "either", False)}
 
 
 def test_an_error_about_an_allowed_packet_passes_a_closed_egress(place: Place) -> None:
