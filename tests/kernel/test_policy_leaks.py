@@ -234,8 +234,8 @@ def test_a_new_pod_is_judged_from_the_first_packet_to_it_and_from_it(foreseen: F
     base = [*(namespace(name, {}) for name in NAMESPACES), *peers, closed]
     foreseen.become(base)
     for node in NODES:
-        settings_ = "/proc/sys/net/ipv[46]/neigh/*/retrans_time_ms"
-        site.lab.run(node, "sh", "-c", f"for one in {settings_}; do echo {NEIGHBOUR_RETRY} >$one; done")
+        files = "/proc/sys/net/ipv[46]/neigh/*/retrans_time_ms"
+        site.lab.run(node, "sh", "-c", f"for one in {files}; do echo {NEIGHBOUR_RETRY} >$one; done")
     for batch in range(max(1, PODS // (TOGETHER - OPEN))):
         new = [
             pod(
