@@ -31,6 +31,7 @@ from emulator.balancer.health import (
     health_checker,
     health_notices,
     http_check,
+    place,
     tcp_check,
 )
 from emulator.cluster.model import Cluster, LoadBalancer, Machine, Node
@@ -262,11 +263,6 @@ class Cloud:
         known = [route.destination for route in machine.routes if route.destination != default_route(family_of(cidr))]
         known += [item.destination for item in self.style.router(cluster, machine) if isinstance(item, Route)]
         return any(contains(each, base) for each in known)
-
-
-def place(address: str, port: int) -> str:
-    """``192.0.2.1:80``, ``[2001:db8::1]:80``."""
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def _own(machine: Machine, address: str) -> str:

@@ -75,6 +75,11 @@ class Watched:
     source: str = ""
 
 
+def place(address: str, port: int) -> str:
+    """``192.0.2.1:80``, ``[2001:db8::1]:80``."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
 def fit(states: Mapping[str, str], targets: Sequence[T], names: Sequence[str]) -> tuple[T, ...]:
     """The targets, of these names, that have passed their checks; all of them where none has: a balancer fails open."""
     passed = tuple(target for target, name in zip(targets, names, strict=True) if states.get(name) == HEALTHY)

@@ -8,8 +8,9 @@ from emulator.cni.style import Style
 
 
 def load_balancer(topology: Topology, style: Style) -> Balancer | None:
-    """What implements type LoadBalancer in ``topology`` beside ``style``; None: nothing does."""
-    balancer = topology.load_balancer
+    """What implements type LoadBalancer in ``topology`` beside ``style``; None: nothing does. Raises UserError for a
+    topology that the style cannot be in."""
+    balancer = style.prepare(topology).load_balancer
     if balancer is None:
         return None
     if balancer.kind == "metallb-l2":
@@ -20,6 +21,10 @@ def load_balancer(topology: Topology, style: Style) -> Balancer | None:
         from emulator.balancer.metallb_bgp import MetalLbBgp
 
         return MetalLbBgp(balancer, style)
+    if balancer.kind == "nlb":
+        from emulator.balancer.nlb import Nlb
+
+        return Nlb(balancer, style)
     from emulator.balancer.cloud import Cloud
 
     return Cloud(balancer, style)

@@ -166,6 +166,8 @@ class Nftables:
             case ["ct", "state", states, *_]:
                 listed = states.strip("{} ").replace(",", " ").split()
                 return ("new" in listed if self._new else None), 3, None
+            case ["ct", "original", "proto-dst", *_]:
+                return None, 4, None
             case ["ct", "original", *_]:
                 return None, 5, None
             case ["ct", "status", *_]:

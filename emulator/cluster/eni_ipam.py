@@ -280,7 +280,8 @@ class EniPools:
 
 
 def _fresh(subnet: VpcSubnet, topology: Topology) -> _Subnet:
-    """The subnet before ipamd takes anything: AWS's own addresses, and those of the machines in it."""
+    """The subnet before ipamd takes anything: AWS's own addresses, those of the machines in it, and those that are kept
+    for load balancers."""
     network = IPv4Network(subnet.cidr)
     taken = {*range(RESERVED), network.num_addresses - 1}
     first = RESERVED
@@ -293,6 +294,11 @@ def _fresh(subnet: VpcSubnet, topology: Topology) -> _Subnet:
                     taken.add(offset)
                     if machine.kind == "node":
                         first = max(first, offset + 1)
+    if topology.load_balancer is not None and topology.load_balancer.kind == "nlb":
+        for kept in topology.load_balancer.ranges:
+            if IPv4Address(kept.first) in network:
+                base = int(network.network_address)
+                taken.update(range(kept.low - base, kept.high - base + 1))
     return _Subnet(network, taken, min(first, network.num_addresses - 1))
 
 

@@ -14,7 +14,8 @@ from ipaddress import ip_address
 
 import msgspec
 
-from emulator.cluster.model import AddressRange, LoadBalancer
+from emulator.cluster.model import AddressRange, LoadBalancer, Topology
+from emulator.cluster.nlb_addresses import nlb_addresses
 from emulator.cluster.services import Ingress, Service
 from emulator.cluster.validation import parse_address
 
@@ -27,14 +28,25 @@ class _Denied(Exception):
 
 
 def with_addresses(
-    services: tuple[Service, ...], balancer: LoadBalancer | None, before: Iterable[Service] = ()
+    services: tuple[Service, ...], topology: Topology, before: Iterable[Service] = ()
 ) -> tuple[tuple[Service, ...], tuple[str, ...]]:
-    """The Services with the addresses that ``balancer`` gives, and a line for each that it should serve and does not.
-    ``before`` are the Services of the step before. Those that nothing changes are the same objects."""
+    """The Services with the addresses that the topology's balancer gives, and a line for each that it should serve and
+    does not. ``before`` are the Services of the step before. Those that nothing changes are the same objects."""
+    balancer = topology.load_balancer
     if balancer is None:
         return services, ()
     held = {service.key: service.load_balancer for service in before if service.load_balancer}
-    return _Assignment(services, balancer, held).done()
+    if balancer.kind == "nlb":
+        mine = [service for service in services if serves(balancer, service)]
+        given, denied = nlb_addresses(mine, topology, held)
+    else:
+        given, denied = _Assignment(services, balancer, held).done()
+    found = (_settled(one, given.get(one.key, ())) if serves(balancer, one) else one for one in services)
+    return tuple(found), tuple(f"Service {key} is pending: {reason}" for key, reason in denied.items())
+
+
+def _settled(service: Service, ingress: tuple[Ingress, ...]) -> Service:
+    return service if ingress == service.load_balancer else msgspec.structs.replace(service, load_balancer=ingress)
 
 
 def serves(balancer: LoadBalancer, service: Service) -> bool:
@@ -57,7 +69,8 @@ class _Assignment:
         self._given: dict[str, tuple[str, ...]] = {}
         self._denied: dict[str, str] = {}
 
-    def done(self) -> tuple[tuple[Service, ...], tuple[str, ...]]:
+    def done(self) -> tuple[dict[str, tuple[Ingress, ...]], dict[str, str]]:
+        """What each has, and why who has nothing does not, by ``namespace/name``."""
         mine = [service for service in self._services if serves(self._balancer, service)]
         for step in (self._keep, self._claim, self._choose):
             for service in mine:
@@ -66,12 +79,9 @@ class _Assignment:
                         step(service)
                     except _Denied as error:
                         self._denied[service.key] = str(error)
-        found = (self._settled(one) if serves(self._balancer, one) else one for one in self._services)
-        return tuple(found), tuple(f"Service {key} is pending: {reason}" for key, reason in self._denied.items())
-
-    def _settled(self, service: Service) -> Service:
-        ingress = tuple(Ingress(each, proxy=self._balancer.proxy) for each in self._given.get(service.key, ()))
-        return service if ingress == service.load_balancer else msgspec.structs.replace(service, load_balancer=ingress)
+        proxy = self._balancer.proxy
+        given = {key: tuple(Ingress(each, proxy=proxy) for each in found) for key, found in self._given.items()}
+        return given, self._denied
 
     def _keep(self, service: Service) -> None:
         """What it has, unless that is no longer what it asks for, or not ours to give."""

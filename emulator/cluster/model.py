@@ -223,11 +223,12 @@ class LoadBalancer(msgspec.Struct, frozen=True, omit_defaults=True):
     MetalLB announces from ``nodes`` (empty: all); in mode BGP as ``asn``, to the routers ``peers`` (empty: each that
     has an AS number and shares a link with the node), with ``hold_time`` in seconds. A cloud's balancer is the router
     ``machine``; it sends to ``targets`` node ports, pods, or nodes with the packet as it is, and unless
-    ``preserve_client_ip`` as itself; ``proxy``: it says so in the status (``ipMode: Proxy``). It checks its targets by
-    ``health``.
+    ``preserve_client_ip`` as itself (None: as the cloud has it); ``proxy``: it says so in the status
+    (``ipMode: Proxy``). It checks its targets by ``health``. ``nlb`` is what a cloud's balancer is in AWS' VPC, with
+    the addresses at the end of each subnet; no file says it.
     """
 
-    kind: BalancerKind
+    kind: BalancerKind | Literal["nlb"]
     ranges: tuple[AddressRange, ...]
     service_class: str = ""
     nodes: tuple[str, ...] = ()
@@ -236,7 +237,7 @@ class LoadBalancer(msgspec.Struct, frozen=True, omit_defaults=True):
     hold_time: int = 0
     machine: str = ""
     targets: BalancerTargets = "instance"
-    preserve_client_ip: bool = False
+    preserve_client_ip: bool | None = None
     proxy: bool = False
     health: HealthTimes = HealthTimes()
 

@@ -34,9 +34,7 @@ def with_services(cluster: Cluster, previous: Cluster | None = None, *, down: It
         slices = endpoint_slices(_inputs(cluster, frozenset(down)))  # a user's slices may be there without a Service
         return msgspec.structs.replace(cluster, slices=slices) if slices else cluster
     services = _records(manifests, cluster, previous)
-    services, pending = with_addresses(
-        services, cluster.topology.load_balancer, previous.services if previous is not None else ()
-    )
+    services, pending = with_addresses(services, cluster.topology, previous.services if previous is not None else ())
     if previous is not None and services == previous.services:
         services = previous.services
     cluster = msgspec.structs.replace(cluster, services=services, pending=pending)

@@ -38,10 +38,11 @@ class ServicePort(msgspec.Struct, frozen=True, omit_defaults=True):
 
 class Ingress(msgspec.Struct, frozen=True, omit_defaults=True):
     """An address that a load balancer answers on. ``proxy``: status ``ipMode: Proxy``, which keeps kube-proxy from
-    short-cutting it."""
+    short-cutting it. ``private`` is the address of a VPC that an internet gateway has it stand for, if one does."""
 
     address: str
     proxy: bool = False
+    private: str = ""
 
 
 class Service(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -82,7 +82,7 @@ def resolve_balancer(file: TopologyFile, machines: Sequence[Machine], faults: Fa
         hold_time=entry.hold_time or METALLB_HOLD_TIME,
         machine=entry.machine or "",
         targets=targets,
-        preserve_client_ip=bool(entry.preserve_client_ip),
+        preserve_client_ip=entry.preserve_client_ip,
         proxy=entry.ip_mode == "Proxy",
         health=_health(entry.health_check),
     )

@@ -228,10 +228,14 @@ class AwsVpc(Plain):
         if router.name == vpc.router:
             yield from vpc_router(cluster, vpc, router)
         elif vpc.internet_gateway is not None and router.name == vpc.internet_gateway.name:
-            yield from internet_gateway(vpc, router)
+            yield from internet_gateway(vpc, router, _balanced(cluster))
         for gateway in vpc.nat_gateways:
             if router.name == gateway.name:
                 yield from nat_gateway(gateway, router)
+
+    def advertised(self, cluster: Cluster) -> object:
+        """The internet gateway knows the load balancers' addresses."""
+        return _balanced(cluster)
 
     # -- a pod ----------------------------------------------------------------------------------------------
 
@@ -308,6 +312,13 @@ class AwsVpc(Plain):
                 component=CNI_PLUGIN,
                 why=f"from {pod.key}: leaves by {eni.device}, since the VPC takes its address from no other interface",
             )
+
+
+def _balanced(cluster: Cluster) -> tuple[tuple[str, str], ...]:
+    """The private and the public address of internet-facing load balancers, in each zone."""
+    return tuple(
+        (one.private, one.address) for service in cluster.services for one in service.load_balancer if one.private
+    )
 
 
 def _node_port_support(cluster: Cluster, node: Node) -> bool:

@@ -11,6 +11,9 @@ for every address that it knows (``emulator.cni.vpc_router``). A router of the t
 now at the VPC's edge: behind a virtual private gateway, which translates nothing, or, where the topology's ``vpc``
 section says so, behind an internet gateway. A NAT gateway is a machine of its own in a public subnet.
 
+A load balancer of kind ``cloud`` becomes what that is in AWS: no machine, but addresses of the subnets behind which the
+fabric itself spreads connections (``emulator.balancer.nlb``).
+
 Within a VPC frames are up to 9001 bytes long: a link that the topology leaves at Ethernet's 1500 gets that.
 
 Sources: AWS's VPC user guide (subnet sizing: the first four addresses and the last are reserved; route tables; internet
@@ -32,6 +35,7 @@ from emulator.cluster.model import (
     Interface,
     InternetGateway,
     LinkQuality,
+    LoadBalancer,
     Machine,
     NatGateway,
     RouteTable,
@@ -43,6 +47,8 @@ from emulator.cluster.model import (
     VpcRoute,
     VpcSubnet,
 )
+from emulator.cluster.nlb import CLASS
+from emulator.cluster.nlb_addresses import nlb_ranges
 from emulator.errors import UserError
 from emulator.plan.addressing import contains, default_route, digest, family_of, first_address, stable_mac
 
@@ -133,6 +139,7 @@ class _Fabric:
         fabric = Machine(self.router, "router", tuple(self.ports), told)
         return replace(
             topology,
+            load_balancer=_in_a_vpc(topology.load_balancer, vpc),
             machines=(*nodes, fabric, *routers, *hosts),
             switches=tuple(switch for switch in topology.switches if switch.name not in self.subnets),
             pod_cidrs=vpc.cidrs,
@@ -409,6 +416,13 @@ def _public(vpc: Vpc, nat: tuple[NatGateway, ...], instances: list[Machine]) -> 
     ]
     private += [each.address for each in nat]
     return tuple((address, first_address(gateway.cidr, FIRST_PUBLIC + n)) for n, address in enumerate(private))
+
+
+def _in_a_vpc(balancer: LoadBalancer | None, vpc: Vpc) -> LoadBalancer | None:
+    """A cloud's load balancer, as AWS has it; others as they are."""
+    if balancer is None or balancer.kind != "cloud":
+        return balancer
+    return replace(balancer, kind="nlb", ranges=nlb_ranges(vpc), service_class=balancer.service_class or CLASS)
 
 
 def _address(machine: Machine) -> str:

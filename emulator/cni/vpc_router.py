@@ -94,16 +94,18 @@ def vpc_router(cluster: Cluster, vpc: Vpc, router: Machine) -> Iterator[AnyObjec
     yield from _source_destination_check(ns, [eni for eni in attached if eni.machine not in vpc.unchecked])
 
 
-def internet_gateway(vpc: Vpc, gateway: Machine) -> Iterator[AnyObject]:
-    """One public address for one private one, both ways; what has none does not get through."""
+def internet_gateway(vpc: Vpc, gateway: Machine, balanced: tuple[tuple[str, str], ...] = ()) -> Iterator[AnyObject]:
+    """One public address for one private one, both ways; what has none does not get through. ``balanced`` are those of
+    load balancers."""
     yield from _without_a_trace(gateway.ns)
+    pairs = (*vpc.public, *balanced)
     inward = tuple(
         Rule(("-i", "eth1", "-d", f"{public}/32", "-j", "DNAT", "--to-destination", private), f"{public} is {private}")
-        for private, public in vpc.public
+        for private, public in pairs
     )
     outward = tuple(
         Rule(("-o", "eth1", "-s", f"{private}/32", "-j", "SNAT", "--to-source", public), f"{private} is {public}")
-        for private, public in vpc.public
+        for private, public in pairs
     )
     yield IptablesRules(
         ns=gateway.ns,
@@ -119,7 +121,7 @@ def internet_gateway(vpc: Vpc, gateway: Machine) -> Iterator[AnyObject]:
         why="translates addresses one to one",
     )
     known = tuple(
-        Rule(("-s", f"{private}/32", "-j", "RETURN"), f"{private} has a public address") for private, _ in vpc.public
+        Rule(("-s", f"{private}/32", "-j", "RETURN"), f"{private} has a public address") for private, _ in pairs
     )
     yield IptablesRules(
         ns=gateway.ns,
@@ -254,13 +256,18 @@ def _eni(ns: str, eni: _Attached) -> Iterator[AnyObject]:
         )
 
 
-def _route_tables(topology: Topology, vpc: Vpc, ns: str, attached: list[_Attached]) -> Iterator[AnyObject]:
-    """A single route table is the router's own; of several each is a table that its subnets' ENIs look in."""
+def table_numbers(vpc: Vpc) -> dict[str, int]:
+    """The router's tables by the names of route tables: a single route table is its own, else each has one."""
     several = len(vpc.route_tables) > 1
-    numbers = {table.name: FIRST_TABLE + n if several else MAIN_TABLE for n, table in enumerate(vpc.route_tables)}
+    return {table.name: FIRST_TABLE + n if several else MAIN_TABLE for n, table in enumerate(vpc.route_tables)}
+
+
+def _route_tables(topology: Topology, vpc: Vpc, ns: str, attached: list[_Attached]) -> Iterator[AnyObject]:
+    """Of several route tables each is a table that its subnets' ENIs look in."""
+    numbers = table_numbers(vpc)
     for table in vpc.route_tables:
         yield from _routes(topology, vpc, ns, table, numbers[table.name])
-    if not several:
+    if len(vpc.route_tables) < 2:
         return
     for eni in attached:
         yield _table_rule(vpc, ns, eni.port, eni.address, numbers)

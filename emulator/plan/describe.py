@@ -167,7 +167,7 @@ def _policy_rule(item: PolicyRule) -> str:
         if value:
             words.append(f"{word} {value}")
     if item.fwmark or item.fwmask:
-        words.append(f"fwmark {item.fwmark:#x}/{item.fwmask:#x}")
+        words.append(f"fwmark {item.fwmark:#x}{f'/{item.fwmask:#x}' if item.fwmask else ''}")  # without: all bits
     return " ".join([*words, f"lookup {'main' if item.table == MAIN_TABLE else item.table}"])
 
 

@@ -79,7 +79,7 @@ def test_checks_are_packets_of_the_balancers_own_address(running: Lab) -> None:
     with running.capture("n3:eth0") as capture:
         time.sleep(3 * INTERVAL)
     seen = [decode(event.frame, event.length) for event in capture.events() if event.direction == "in"]
-    packets = [packet for packet in seen if packet is not None and packet.source == "192.168.50.1"]
+    packets = [packet for packet in seen if packet.source == "192.168.50.1"]
     assert {packet.target for packet in packets if packet.target_port} == {"192.168.50.13"}
     asked = {packet.target_port for packet in packets}
     assert {NODE_PORT, HEALTH_PORT} <= asked, (

@@ -218,9 +218,9 @@ def test_calico_announces_a_single_address_only_while_a_service_has_it() -> None
     assert len(routes(plan)["198.51.100.1/32"]) == 3
 
 
-@pytest.mark.parametrize("balancer", [L2, BGP, CLOUD])
-def test_no_balancer_is_pretended_in_a_vpc(balancer: str) -> None:
-    with pytest.raises(Unsupported, match="aws-vpc"):
+@pytest.mark.parametrize("balancer", [L2, BGP])
+def test_nobody_announces_addresses_in_a_vpc(balancer: str) -> None:
+    with pytest.raises(Unsupported, match="MetalLB cannot announce addresses under aws-vpc: a VPC carries no ARP"):
         planned(balancer, style="aws-vpc")
 
 

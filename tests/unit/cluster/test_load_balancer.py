@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from emulator.cluster.load_balancer import with_addresses
-from emulator.cluster.model import AddressRange, LoadBalancer
+from emulator.cluster.model import AddressRange, LoadBalancer, Topology
 from emulator.cluster.services import Ingress, Service
 from emulator.cluster.topology import parse_topology
 from emulator.errors import TopologyError
@@ -15,6 +16,7 @@ from emulator.errors import TopologyError
 V4 = AddressRange("192.0.2.1", "192.0.2.3")
 V6 = AddressRange("2001:db8::1", "2001:db8::1")
 L2 = LoadBalancer(kind="metallb-l2", ranges=(V4, V6), service_class="metallb.io/l2")
+SITE = Topology("t", (), (), (), (), (), load_balancer=L2)
 
 
 def service(name: str, **fields: Any) -> Service:
@@ -23,12 +25,12 @@ def service(name: str, **fields: Any) -> Service:
 
 
 def given(*services: Service, before: tuple[Service, ...] = ()) -> dict[str, list[str]]:
-    found, _ = with_addresses(services, L2, before)
+    found, _ = with_addresses(services, SITE, before)
     return {one.name: [each.address for each in one.load_balancer] for one in found}
 
 
 def reasons(*services: Service) -> tuple[str, ...]:
-    return with_addresses(services, L2)[1]
+    return with_addresses(services, SITE)[1]
 
 
 def test_the_first_free_addresses_are_given_in_order() -> None:
@@ -37,7 +39,7 @@ def test_the_first_free_addresses_are_given_in_order() -> None:
 
 def test_without_a_balancer_everything_stays_as_it_is() -> None:
     services = (service("a"),)
-    assert with_addresses(services, None) == (services, ())
+    assert with_addresses(services, msgspec.structs.replace(SITE, load_balancer=None)) == (services, ())
 
 
 def test_who_asks_for_an_address_gets_it_before_those_who_do_not() -> None:
@@ -51,22 +53,22 @@ def test_the_annotation_asks_too(prefix: str) -> None:
 
 
 def test_what_a_service_has_it_keeps_though_others_come_first() -> None:
-    before, _ = with_addresses((service("b"),), L2)
+    before, _ = with_addresses((service("b"),), SITE)
     assert given(service("a"), service("b"), before=before) == {"a": ["192.0.2.2"], "b": ["192.0.2.1"]}
 
 
 def test_an_unchanged_service_is_the_same_object() -> None:
-    before, _ = with_addresses((service("a"),), L2)
-    assert with_addresses(before, L2, before)[0][0] is before[0]
+    before, _ = with_addresses((service("a"),), SITE)
+    assert with_addresses(before, SITE, before)[0][0] is before[0]
 
 
 def test_another_wish_moves_a_service() -> None:
-    before, _ = with_addresses((service("a"),), L2)
+    before, _ = with_addresses((service("a"),), SITE)
     assert given(service("a", load_balancer_ip="192.0.2.2"), before=before) == {"a": ["192.0.2.2"]}
 
 
 def test_a_service_that_is_no_load_balancer_any_more_frees_its_address() -> None:
-    before, _ = with_addresses((service("a"),), L2)
+    before, _ = with_addresses((service("a"),), SITE)
     assert given(service("a", type="NodePort"), service("b"), before=before) == {"a": [], "b": ["192.0.2.1"]}
 
 
@@ -125,7 +127,9 @@ def test_an_address_is_not_shared() -> None:
 
 def test_many_services_are_served_in_order() -> None:
     wide = LoadBalancer(kind="metallb-bgp", ranges=(AddressRange("10.0.0.0", "10.0.255.255"),))
-    found, pending = with_addresses(tuple(service(f"s{number}") for number in range(5000)), wide)
+    found, pending = with_addresses(
+        tuple(service(f"s{number}") for number in range(5000)), msgspec.structs.replace(SITE, load_balancer=wide)
+    )
     assert not pending
     assert len({one.load_balancer[0].address for one in found}) == 5000
 
