@@ -27,7 +27,11 @@ IPV4_ONLY = ("aws-vpc", "canal")
 FULL_MATRIX = os.environ.get("CNILAB_MATRIX") == "full"
 THOROUGH = ("flannel", "calico")
 # Services differ by the proxy's mode more than by the CNI; what every style makes of them shows services/types.
-SERVICES = {"services/types": ("flannel", "aws-vpc", "kube-router"), "services/target-health": ("flannel",)}
+SERVICES = {
+    "services/types": ("flannel", "aws-vpc", "kube-router"),
+    "services/target-health": ("flannel",),
+    "services/cloud-load-balancer": ("flannel", "aws-vpc"),
+}
 POLICED = ("flannel", "calico", "kube-router")  # nobody enforces; drops; refuses
 BOTH_MODES = ("flannel", "calico+nftables")
 # Further modes of a style, where they take another way or show another address.
