@@ -13,6 +13,7 @@ from emulator.cli.connection import connect
 KINDS = (
     "link-down", "link-up", "node-crash", "node-return", "daemon-kill", "daemon-start",
     "conntrack-full", "conntrack-free", "mtu", "mac", "hairpin", "sysctl", "filter", "route", "flush",
+    "proxy-stop",
 )  # fmt: skip
 PLACES = ("device", "port", "input", "output", "forward")
 
@@ -41,8 +42,8 @@ def command(kind: str, target: str, lab: str | None, mend: bool, as_json: bool, 
     """Break something at TARGET, a machine or pod of a running lab, or mend it.
 
     KIND is one of link-down, link-up, node-crash, node-return, daemon-kill, daemon-start, conntrack-full,
-    conntrack-free, mtu, mac, hairpin, sysctl, filter, route, flush. What is broken by then is printed; `cnilab status`
-    lists it, too.
+    conntrack-free, mtu, mac, hairpin, sysctl, filter, route, flush, proxy-stop. What is broken by then is printed;
+    `cnilab status` lists it, too.
     """
     fields = {name: value for name, value in wish.items() if value is not None}
     found = connect(lab)

@@ -13,6 +13,7 @@ filter                     at (input, output, forward, port), device (of a port)
                            source, destination
 route                      destination
 flush                      table
+proxy-stop
 =========================  =========================================================================================
 """
 
@@ -36,12 +37,22 @@ from emulator.plan.faults import (
     MacFault,
     MtuFault,
     PlanFault,
+    ProxyStopFault,
     RouteFault,
     SysctlFault,
 )
-from emulator.plan.model import UNDERLAY
+from emulator.plan.model import UNDERLAY, Plan
 
-PLANNED = ("mtu", "mac", "hairpin", "sysctl", "filter", "route", "flush")  # the kinds that change the plan
+PLANNED = (
+    "mtu",
+    "mac",
+    "hairpin",
+    "sysctl",
+    "filter",
+    "route",
+    "flush",
+    "proxy-stop",
+)  # the kinds that change the plan
 DEVICE = "eth0"  # unless another is named
 
 FIELDS: dict[str, tuple[str, ...]] = {
@@ -60,6 +71,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "filter": ("at", "device", "protocol", "port", "icmp_type", "icmp_code", "source", "destination"),
     "route": ("destination",),
     "flush": ("table",),
+    "proxy-stop": (),
 }
 PLACES: dict[str, tuple[str, ...]] = {
     "mtu": ("device", "port"),
@@ -111,8 +123,8 @@ def check(wish: FaultWish) -> None:
         raise UserError(f"no fault like that: {'; '.join(found)}")
 
 
-def planned(wish: FaultWish, cluster: Cluster) -> AnyFault:
-    """The fault of a plan that a checked wish means. Raises NotFound and UserError for what the lab does not have."""
+def planned(wish: FaultWish, cluster: Cluster, plan: Plan) -> AnyFault:
+    """The fault of ``plan`` that a checked wish means. Raises NotFound and UserError for what the lab does not have."""
     place = resolve(cluster, wish.target)
     if not place.ns:
         raise UserError(f"{wish.target!r} is an address: faults strike machines and pods")
@@ -139,6 +151,13 @@ def planned(wish: FaultWish, cluster: Cluster) -> AnyFault:
         if place.machine is None:
             raise UserError(f"{place.label} is a pod, whose packet filter is empty as it is: flush a machine")
         return FlushFault(ns=ns, place=label, table=wish.table)
+    if wish.kind == "proxy-stop":
+        left = plan.fragments.get(f"proxy/{label}")
+        if left is None:
+            raise UserError(
+                f"no service proxy runs at {place.label}", hint="one runs on each node, from the first Service on"
+            )
+        return ProxyStopFault(ns=ns, place=label, left=left)
     return _filter(wish, cluster, ns, label, device)
 
 

@@ -53,6 +53,7 @@ class Side(NamedTuple):
     machines: Sequence[Machine] = ()
     cluster: Cluster | None = None
     proxied: bool = False  # whether a service proxy runs
+    unproxied: frozenset[str] = frozenset()  # the namespaces where it has died
 
 
 class Machinery:
@@ -161,7 +162,8 @@ class Machinery:
     def _follow_health(self, side: Side) -> None:
         """Health check node ports by the state of a side."""
         if side.cluster is not None:
-            self.health.follow(side.cluster, side.machines, proxied=side.proxied)
+            machines = [machine for machine in side.machines if machine.ns not in side.unproxied]
+            self.health.follow(side.cluster, machines, proxied=side.proxied)
 
     def _follow_dns(self, side: Side) -> None:
         """DNS by the state of a side; programs that run are told of another server in their /etc/resolv.conf."""

@@ -13,6 +13,7 @@ from emulator.traffic.model import ProbeResult, Protocol
 FaultKind = Literal[
     "link-down", "link-up", "node-crash", "node-return", "daemon-kill", "daemon-start",
     "conntrack-full", "conntrack-free", "mtu", "mac", "hairpin", "sysctl", "filter", "route", "flush",
+    "proxy-stop",
 ]  # fmt: skip
 FaultPlace = Literal["", "device", "port", "input", "output", "forward"]
 

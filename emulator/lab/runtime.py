@@ -54,7 +54,7 @@ from emulator.lab.store import Event, Object, Ref, Store, ref_of
 from emulator.lab.target_health import Findings
 from emulator.lab.timers import Timers
 from emulator.plan.build import build
-from emulator.plan.faults import PlanFault, check, in_force, overlay
+from emulator.plan.faults import PlanFault, ProxyStopFault, check, in_force, overlay
 from emulator.plan.model import Plan, Route
 from emulator.policy.enforcement import Enforcement, enforce
 from emulator.policy.enforcer import PolicyMode
@@ -616,7 +616,8 @@ class Runtime:
         if before.services is cluster.services and before.slices is cluster.slices:
             return
         if self.proxy.settings.clean_conntrack and not (known := served(cluster)).empty:
-            nodes = [node.ns for node in cluster.nodes if node.name not in self._down]
+            dead = {fault.ns for fault in self._faults if isinstance(fault, ProxyStopFault)}
+            nodes = [node.ns for node in cluster.nodes if node.name not in self._down and node.ns not in dead]
             self.machinery.forget_stale(nodes, known)
 
     def _with_endpoints(
@@ -645,6 +646,7 @@ class Runtime:
             [machine for machine in self.topology.machines if machine.name not in down],
             cluster,
             self.proxy is not None and self.proxy.when(cluster) is not None,
+            frozenset(fault.ns for fault in faults if isinstance(fault, ProxyStopFault)),
         )
 
     def _routes_to_await(self, old: Side, new: Side, cluster: Cluster) -> list[Route]:

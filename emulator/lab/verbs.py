@@ -373,7 +373,9 @@ class Verbs:
                 self._runtime.mend(lambda found: faults.mended(wish, cluster, found))
             else:
                 self._check_up(resolve(cluster, wish.target))
-                self._runtime.strike(faults.planned(wish, cluster))
+                plan = self._runtime.plan
+                assert plan is not None
+                self._runtime.strike(faults.planned(wish, cluster, plan))
             return
         place = resolve(self._runtime.current, wish.target)
         if place.machine is None:

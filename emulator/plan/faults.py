@@ -1,5 +1,5 @@
 """Things that are broken on purpose, as changes of the plan: an MTU, a MAC, a kernel parameter, a route, packets that
-are dropped, rules that somebody flushed.
+are dropped, rules that somebody flushed, a service proxy that no longer runs.
 
 ::
 
@@ -333,6 +333,24 @@ class FlushFault(PlanFault, frozen=True, kw_only=True):
         return isinstance(item, (NftTable, NftRules)) and self.table in ("", item.name)
 
 
+class ProxyStopFault(PlanFault, frozen=True, kw_only=True):
+    """The service proxy of a node has died: its rules stay as they were (``left``), and its health ports are closed."""
+
+    left: tuple[AnyObject, ...]
+
+    KIND = "proxy-stop"
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        return (self.KIND, self.place, self.ns)
+
+    def says(self) -> str:
+        return f"the service proxy of {self.place} does not run"
+
+    def strike(self, plan: Plan) -> Plan:
+        return msgspec.structs.replace(plan, fragments={**plan.fragments, f"proxy/{self.place}": self.left})
+
+
 def overlay(plan: Plan, faults: Iterable[PlanFault]) -> Plan:
     """``plan`` with everything broken that ``faults`` break. Those whose object is not there change nothing."""
     for fault in faults:
@@ -468,7 +486,7 @@ def _devices(plan: Plan, ns: str) -> Iterator[str]:
             yield item.peer
 
 
-AnyFault = MtuFault | MacFault | HairpinFault | SysctlFault | FilterFault | RouteFault | FlushFault
+AnyFault = MtuFault | MacFault | HairpinFault | SysctlFault | FilterFault | RouteFault | FlushFault | ProxyStopFault
 
 
 def in_force(faults: Sequence[PlanFault], plan: Plan) -> tuple[str, ...]:

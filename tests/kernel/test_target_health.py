@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -121,6 +122,22 @@ def test_a_node_whose_rules_for_services_are_gone_refuses_and_gets_nothing_more(
     assert running.probe("client", "lb/web", protocol="tcp", port=80, count=20).result.received == 20
     running.fault("flush", "n3", table="nat", mend=True)
     eventually(lambda: targets(running, NODE_PORT) == {"n1", "n2", "n3"})
+
+
+def test_a_dead_kube_proxy_closes_its_health_port_and_leaves_its_rules(running: Lab) -> None:
+    running.fault("proxy-stop", "n1")
+    assert running.status().faults == ("the service proxy of n1 does not run",)
+    eventually(lambda: targets(running, LOCAL_PORT) == {"n2"})
+    assert targets(running, NODE_PORT) == {"n1", "n2", "n3"}, "node ports of policy Cluster answer as before"
+    before = running.run("n1", "iptables-save", "-t", "nat").stdout
+    running.apply(pod("r", "n3"))
+    strip = re.compile(r"\[\d+:\d+\]|^#.*$", re.M)
+    assert strip.sub("", running.run("n1", "iptables-save", "-t", "nat").stdout) == strip.sub("", before)
+    assert running.verify() == []
+    running.delete("pod", "r")
+    running.fault("proxy-stop", "n1", mend=True)
+    eventually(lambda: targets(running, LOCAL_PORT) == {"n1", "n2"})
+    assert running.verify() == []
 
 
 def test_a_node_whose_last_endpoint_is_not_ready_says_503(running: Lab) -> None:

@@ -20,6 +20,7 @@ from emulator.plan.faults import (
     MacFault,
     MtuFault,
     PlanFault,
+    ProxyStopFault,
     RouteFault,
     SysctlFault,
     check,
@@ -176,3 +177,18 @@ def test_device_and_route_that_are_not_there_are_named_with_those_that_are() -> 
     with pytest.raises(UserError) as caught:
         check(planned(), RouteFault(ns="node/n1", place="n1", destination="10.99.0.0/16"))
     assert "10.244.2.0/24" in caught.value.hint
+
+
+def test_a_proxy_that_has_stopped_leaves_its_rules_as_they_were() -> None:
+    def rules(value: str) -> tuple[Sysctl, ...]:
+        return (Sysctl(ns="node/n1", name="net/ipv4/tcp_syncookies", value=value),)
+
+    plan = planned()
+    before = msgspec.structs.replace(plan, fragments={**plan.fragments, "proxy/n1": rules("0"), "proxy/n2": rules("0")})
+    now = msgspec.structs.replace(plan, fragments={**plan.fragments, "proxy/n1": rules("1"), "proxy/n2": rules("1")})
+    fault = ProxyStopFault(ns="node/n1", place="n1", left=before.fragments["proxy/n1"])
+    check(before, fault)
+    held = overlay(now, [fault])
+    assert held.fragments["proxy/n1"] is before.fragments["proxy/n1"]
+    assert held.fragments["proxy/n2"] is now.fragments["proxy/n2"]
+    assert in_force([fault], now) == ("the service proxy of n1 does not run",)
