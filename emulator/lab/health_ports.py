@@ -1,4 +1,5 @@
-"""Health check node ports in a lab: kube-proxy's HTTP servers on every node, by which balancers find where to send to.
+"""Health check node ports in a lab, and kube-proxy's own: HTTP servers on every node, by which balancers find where to
+send to.
 
 The traffic engine serves them; what they answer follows every change of the cluster.
 """
@@ -31,7 +32,7 @@ class HealthPorts:
                 del self._served[ns]
 
     def follow(self, cluster: Cluster, machines: Sequence[Machine], *, proxied: bool) -> None:
-        """Answer by the cluster's state on the nodes that are up; nowhere where no service proxy runs."""
+        """Answer by the cluster's state on the nodes among ``machines``; nowhere if no service proxy runs."""
         up = {machine.ns for machine in machines}
         wanted: dict[str, Server] = {}
         if proxied and any(service.type == "LoadBalancer" for service in cluster.services):
