@@ -20,8 +20,8 @@ felix/rules (``emulator.cni.felix``).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from emulator.cluster import ipam as address_managers
 from emulator.cluster.model import Cluster, Machine, Node, Pod, Topology
@@ -32,16 +32,20 @@ from emulator.cni.calico_pods import FELIX, wire_pod, workload_endpoints
 from emulator.cni.calico_services import announcing
 from emulator.cni.calico_settings import Encapsulation, Settings, read_settings
 from emulator.cni.calico_tunnels import IPIP_DEVICE, VXLAN_DEVICE, is_borrowed, pod_mtu, route_to_block, tunnels
-from emulator.cni.felix import Tunnelling, felix_rules, filter_rules
+from emulator.cni.felix import Tunnelling, filter_table, iptables_tables
+from emulator.cni.felix_configuration import with_nftables
+from emulator.cni.felix_nftables import nft_table
 from emulator.cni.limits import check_nodes
 from emulator.cni.style import Plain
 from emulator.cni.styles import pick_mode
 from emulator.errors import UserError
 from emulator.plan.addressing import families_of
-from emulator.plan.model import AnyObject, Chain, Family, File, IpSet, IptablesRules
+from emulator.plan.model import AnyObject, Family, File, IpSet
 from emulator.policy.enforcer import PolicyMode
-from emulator.policy.felix import Felix
+from emulator.policy.felix import Felix, title_of
 from emulator.policy.felix_rules import ipset_name
+from emulator.policy.felix_tables import Judging
+from emulator.proxy.model import ProxyMode
 
 BGP = "bgp"
 MODES: dict[str, tuple[str, Encapsulation]] = {
@@ -68,10 +72,12 @@ _latest: list[tuple[Cluster, Encapsulation, Settings]] = []  # of the last clust
 
 @dataclass(frozen=True)
 class Calico(Plain):
-    """Calico; ``mode`` is the encapsulation of the pools that exist without a manifest."""
+    """Calico; ``mode`` is the encapsulation of the pools that exist without a manifest, ``proxy`` the mode of the
+    kube-proxy that the user put beside it, which Felix goes by."""
 
     mode: str
     name: str = "calico"
+    proxy: ProxyMode | None = None
 
     @property
     def title(self) -> str:
@@ -82,7 +88,7 @@ class Calico(Plain):
         kind = self._default.kind
         tunnel = (kind,) if kind else ()
         bird = () if kind == "vxlan" else ("bird",)
-        return ("veth", *tunnel, "iptables", "iptables-restore", "ipset", "ipset-program", *bird)
+        return ("veth", *tunnel, *requires_of(self.proxy), *bird)
 
     @property
     def stand_in(self) -> str:
@@ -91,6 +97,9 @@ class Calico(Plain):
     @property
     def _default(self) -> Encapsulation:
         return MODES[self.mode][1]
+
+    def beside(self, proxy: ProxyMode) -> Calico:
+        return replace(self, proxy=proxy)
 
     def settings(self, cluster: Cluster) -> Settings:
         """What the cluster's Calico resources say, of a cluster as calico-node sees it. Raises ManifestError."""
@@ -125,11 +134,12 @@ class Calico(Plain):
                 f"calico:{self.mode} carries IPv4 only: IP-in-IP has no room for IPv6",
                 hint="use calico or calico:vxlan, or a topology with IPv4 pod CIDRs alone",
             )
+        with_nftables(cluster, self.proxy)
         check_conflicts(cluster)
         check_reachable(cluster, settings)
 
     def enforcer(self, mode: PolicyMode) -> Felix:
-        return Felix(_FilterTable(self), mode)
+        return Felix(_Tables(self), mode)
 
     # -- a node ---------------------------------------------------------------------------------------------
 
@@ -138,12 +148,19 @@ class Calico(Plain):
         node = cluster.node(node.name)
         settings, families = self.settings(cluster), families_of(cluster.topology.pod_cidrs)
         yield _cni_configuration(node)
+        nftables = node.name in with_nftables(cluster, self.proxy)
+        sets: dict[Family, list[IpSet]] = {}
         for family in families:
-            yield from _ip_pools(node, settings, family)
-            yield from tunnels(cluster, node, settings, family)
-        endpoints = workload_endpoints(cluster, node)
+            made = [*_ip_pools(node, settings, family), *tunnels(cluster, node, settings, family)]
+            sets[family] = [item for item in made if isinstance(item, IpSet)]
+            yield from (item for item in made if not (nftables and isinstance(item, IpSet)))
+        judging = Judging(workload_endpoints(cluster, node))
         for family in families:
-            yield from felix_rules(node.ns, family, endpoints, _tunnelling(node, settings, family))
+            tunnelling = _tunnelling(node, settings, family)
+            if nftables:
+                yield nft_table(node.ns, family, judging, sets[family], tunnelling)
+            else:
+                yield from iptables_tables(node.ns, family, judging, tunnelling)
         if settings.runs_bird:
             yield from node_bgp(cluster, node, settings)
 
@@ -165,19 +182,47 @@ class Calico(Plain):
 
 
 @dataclass(frozen=True)
-class _FilterTable:
-    """The filter table of a node, for Felix to put policies into."""
+class _Tables:
+    """The tables of a node, for Felix to put policies into."""
 
     style: Calico
+
+    def title(self, cluster: Cluster | None) -> str:
+        if cluster is None:
+            return title_of([self.style.proxy == "nftables"])
+        there = with_nftables(cluster, self.style.proxy)
+        return title_of(node.name in there for node in cluster.nodes)
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return requires_of(self.style.proxy)
+
+    def inputs(self, cluster: Cluster) -> object:
+        cluster = detected(cluster)
+        return self.style.settings(cluster), with_nftables(cluster, self.style.proxy)
 
     def families(self, cluster: Cluster) -> tuple[Family, ...]:
         return tuple(families_of(cluster.topology.pod_cidrs))
 
-    def filter_rules(
-        self, cluster: Cluster, node: Node, family: Family, judging: Sequence[Chain], *, own_node: bool
-    ) -> IptablesRules:
-        tunnelling = _tunnelling(node, self.style.settings(cluster), family)
-        return filter_rules(node.ns, family, judging, tunnelling, own_node=own_node)
+    def judged(
+        self, cluster: Cluster, node: Node, family: Family, judging: Judging, *, own_node: bool
+    ) -> Iterator[AnyObject]:
+        settings = self.style.settings(cluster)
+        tunnelling = _tunnelling(node, settings, family)
+        if node.name not in with_nftables(cluster, self.style.proxy):
+            yield from judging.sets
+            yield filter_table(node.ns, family, judging, tunnelling, own_node=own_node)
+            return
+        found = (item for item in tunnels(cluster, node, settings, family) if isinstance(item, IpSet))
+        sets = (*_ip_pools(node, settings, family), *found)
+        yield nft_table(node.ns, family, judging, sets, tunnelling, own_node=own_node)
+
+
+def requires_of(proxy: ProxyMode | None) -> tuple[str, ...]:
+    """What Felix needs beside that kube-proxy, where no FelixConfiguration says otherwise."""
+    if proxy == "nftables":
+        return ("nft-program", "nft-nat", "nft-fib")
+    return ("iptables", "iptables-restore", "ipset", "ipset-program")
 
 
 def _borrowed(cluster: Cluster, node: Node, pod: Pod, address: str, settings: Settings) -> Iterator[AnyObject]:

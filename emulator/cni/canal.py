@@ -17,13 +17,15 @@ Sources: projectcalico/calico manifests/canal.yaml, node/pkg/lifecycle/startup/s
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from emulator.cluster import ipam as address_managers
 from emulator.cluster.model import Cluster, Node, Pod, Topology
 from emulator.cni.calico_pods import FELIX, wire_pod, workload_endpoints
-from emulator.cni.felix import NO_TUNNELS, felix_rules, filter_rules
+from emulator.cni.felix import NO_TUNNELS, filter_table, iptables_tables
+from emulator.cni.felix_configuration import with_nftables
+from emulator.cni.felix_nftables import nft_table
 from emulator.cni.flannel_interface import Seen, seen
 from emulator.cni.flannel_network import (
     VXLAN_OVERHEAD,
@@ -38,10 +40,12 @@ from emulator.cni.style import Plain
 from emulator.cni.styles import pick_mode
 from emulator.errors import UserError
 from emulator.plan.addressing import families_of
-from emulator.plan.model import AnyObject, Chain, Family, File, IpSet, IptablesRules
+from emulator.plan.model import AnyObject, Family, File, IpSet
 from emulator.policy.enforcer import PolicyMode
-from emulator.policy.felix import Felix
+from emulator.policy.felix import Felix, title_of
 from emulator.policy.felix_rules import ipset_name
+from emulator.policy.felix_tables import Judging
+from emulator.proxy.model import ProxyMode
 
 VXLAN = "vxlan"
 DAEMON_SET = "canal"
@@ -59,6 +63,7 @@ class Canal(Plain):
 
     mode: str
     name: str = "canal"
+    proxy: ProxyMode | None = None  # the mode of the kube-proxy that the user put beside it
 
     @property
     def title(self) -> str:
@@ -66,7 +71,11 @@ class Canal(Plain):
 
     @property
     def requires(self) -> tuple[str, ...]:
-        return ("veth", "vxlan", "iptables", "iptables-restore", "ipset", "ipset-program")
+        felix = ("nft-program", "nft-nat", "nft-fib") if self.proxy == "nftables" else ("ipset", "ipset-program")
+        return ("veth", "vxlan", "iptables", "iptables-restore", *felix)  # flanneld's rules are in iptables always
+
+    def beside(self, proxy: ProxyMode) -> Canal:
+        return replace(self, proxy=proxy)
 
     def ipam(self, topology: Topology) -> address_managers.Ipam:
         """A /24 of the cluster network for each node; .1 stays free, since host-local takes it for a gateway."""
@@ -78,6 +87,7 @@ class Canal(Plain):
                 "canal carries IPv4 pods only: its manifest switches IPv6 off in Felix (FELIX_IPV6SUPPORT)",
                 hint="use flannel or calico, or a topology with IPv4 pod CIDRs alone",
             )
+        with_nftables(cluster, self.proxy)
         check_nodes(self.name, _seen(cluster).told, _pod_mtu)
 
     def shared(self, cluster: Cluster) -> object:
@@ -85,7 +95,7 @@ class Canal(Plain):
         return tuple(node.mtu for node in _seen(cluster).told.nodes)
 
     def enforcer(self, mode: PolicyMode) -> Felix:
-        return Felix(_FilterTable(), mode)
+        return Felix(_Tables(self), mode)
 
     def node(self, cluster: Cluster, node: Node) -> Iterator[AnyObject]:
         found = _seen(cluster)
@@ -98,8 +108,12 @@ class Canal(Plain):
                 yield from tunnel_to(node, peer, 4)
         yield forward_rules(cluster, node, 4)
         yield masquerade_rules(cluster, node, 4)
-        yield from _ip_pool(cluster, node)
-        yield from felix_rules(node.ns, 4, workload_endpoints(cluster, node))
+        judging = Judging(workload_endpoints(cluster, node))
+        if node.name in with_nftables(cluster, self.proxy):
+            yield nft_table(node.ns, 4, judging, _ip_pool(cluster, node))
+        else:
+            yield from _ip_pool(cluster, node)
+            yield from iptables_tables(node.ns, 4, judging)
 
     def pod(self, cluster: Cluster, node: Node, pod: Pod) -> Iterator[AnyObject]:
         node = _seen(cluster).own[node.name]
@@ -118,16 +132,36 @@ def _seen(cluster: Cluster) -> Seen:
     return seen(cluster, DAEMON_SET)
 
 
-class _FilterTable:
-    """The filter table of a node, for Felix to put policies into."""
+@dataclass(frozen=True)
+class _Tables:
+    """The tables of a node, for Felix to put policies into."""
+
+    style: Canal
+
+    def title(self, cluster: Cluster | None) -> str:
+        if cluster is None:
+            return title_of([self.style.proxy == "nftables"])
+        there = with_nftables(cluster, self.style.proxy)
+        return title_of(node.name in there for node in cluster.nodes)
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return self.style.requires[2:]
+
+    def inputs(self, cluster: Cluster) -> object:
+        return with_nftables(cluster, self.style.proxy)
 
     def families(self, cluster: Cluster) -> tuple[Family, ...]:
         return (4,)
 
-    def filter_rules(
-        self, cluster: Cluster, node: Node, family: Family, judging: Sequence[Chain], *, own_node: bool
-    ) -> IptablesRules:
-        return filter_rules(node.ns, family, judging, NO_TUNNELS, own_node=own_node)
+    def judged(
+        self, cluster: Cluster, node: Node, family: Family, judging: Judging, *, own_node: bool
+    ) -> Iterator[AnyObject]:
+        if node.name in with_nftables(cluster, self.style.proxy):
+            yield nft_table(node.ns, family, judging, _ip_pool(cluster, node), own_node=own_node)
+        else:
+            yield from judging.sets
+            yield filter_table(node.ns, family, judging, NO_TUNNELS, own_node=own_node)
 
 
 def _pod_mtu(node: Node) -> int:

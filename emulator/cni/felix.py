@@ -1,4 +1,4 @@
-"""Felix's iptables rules on a Calico node that do not depend on any policy: what ``iptables-save`` shows on a real one.
+"""Felix's rules on a Calico node that do not depend on any policy, in the tables of iptables or of nftables.
 
 ::
 
@@ -8,6 +8,9 @@
     filter FORWARD     cali-FORWARD ─┬─ from cali+ ─ cali-from-wl-dispatch ─ cali-fw-<if> ─ cali-pro-kns.<namespace>
                                      └─ to cali+ ─── cali-to-wl-dispatch ─── cali-tw-<if> ─ cali-pri-kns.<namespace>
 
+In nftables mode all of that is one table ``calico`` for each family (``emulator.cni.felix_nftables``): the chains have
+iptables' table before their names, ``filter-cali-FORWARD``, and maps take the place of the dispatch chains.
+
 From the dispatch chains on it is the business of ``emulator.policy.felix``: there policies stand before the profiles.
 
 Sources: projectcalico/calico felix/rules/static.go, nat.go; ``emulator.policy.felix_rules`` for marks, names and
@@ -16,25 +19,51 @@ hashes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from emulator.plan.model import Chain, Family, IptablesRules, Jump
-from emulator.policy.felix_endpoints import VXLAN_PORT, Endpoint, endpoint_chains
+from emulator.plan.model import Family, IptablesRules, Jump
+from emulator.policy.felix_endpoints import VXLAN_PORT, dispatch_chains, endpoint_chains
 from emulator.policy.felix_rules import (
     ACCEPT,
     ALL_MARKS,
     ALLOWED,
     COMPONENT,
     SCRATCH_0,
-    TRACKED,
+    FelixChain,
     FelixRule,
-    chain,
-    clear_mark,
     ipset_name,
+    iptables_chain,
+    iptables_rules,
+)
+from emulator.policy.felix_tables import Judging
+from emulator.policy.felix_words import (
+    ACCEPTS,
+    DROPS,
+    FROM_SELF,
+    MASQUERADES,
+    NOT_OF_WAY_OUT,
+    NOT_TRANSLATED,
+    RETURNS,
+    SPOOFED,
+    TO_SELF,
+    TRACKED,
+    TRANSLATED,
+    UNTRACKED,
+    alike,
+    clear_mark,
+    entered,
+    goto,
+    icmp,
+    in_set,
+    jump,
+    leaves,
     marked,
+    port,
+    ports,
+    protocol,
     set_mark,
     unmarked,
 )
@@ -43,6 +72,10 @@ Table = Literal["filter", "nat", "mangle", "raw"]
 
 FROM_WORKLOAD = SCRATCH_0
 ROUTER_ICMPV6 = (130, 131, 132, 133, 135, 136)  # MLD, router solicitation, neighbour discovery: static.go ICMPv6Filter
+# Felix hashes rules that it appends under a name of their own, lest they equal inserted ones.
+APPENDED = "*appends*"
+
+_HOST_ACCEPTED = ("Host endpoint policy accepted packet.",)
 
 
 @dataclass(frozen=True)
@@ -58,199 +91,196 @@ class Tunnelling:
 NO_TUNNELS = Tunnelling()
 
 
-def felix_rules(
-    ns: str, family: Family, endpoints: Sequence[Endpoint], tunnelling: Tunnelling = NO_TUNNELS
-) -> tuple[IptablesRules, ...]:
-    """Everything that Felix holds in one node's tables for one family, without any policy."""
-    return (
-        _raw(ns, family, tunnelling),
-        _mangle(ns, family),
-        _nat(ns, family, tunnelling),
-        filter_rules(ns, family, endpoint_chains(endpoints), tunnelling),
-    )
+class Layer(NamedTuple):
+    """What is in one of iptables' tables: Felix's chains, the kernel's chains that lead to the like-named ones of Felix
+    before anything else, and what stands at the end of a kernel's chain."""
+
+    table: Table
+    chains: tuple[FelixChain, ...]
+    hooks: tuple[str, ...]
+    why: str
+    appended: tuple[tuple[str, tuple[FelixRule, ...]], ...] = ()
 
 
-def filter_rules(
-    ns: str, family: Family, judging: Sequence[Chain], tunnelling: Tunnelling, *, own_node: bool = False
-) -> IptablesRules:
-    """The filter table, where ``judging`` are the chains from the dispatch on. ``own_node``: a pod reaches its node
+@lru_cache(maxsize=64)
+def layers(family: Family, tunnelling: Tunnelling, own_node: bool = False) -> tuple[Layer, ...]:
+    """All but the chains from the dispatch on, in the order of a packet's way. ``own_node``: a pod reaches its node
     whatever the policies say of its egress, which is not what Felix does."""
-    appended = (
-        FelixRule(
-            ALLOWED, "--jump ACCEPT", ("Policy explicitly accepted packet.",), why="both pods' chains let it pass"
-        ),
-        FelixRule("", set_mark(ACCEPT), why="tells mangle POSTROUTING that this was forwarded"),
+    return _raw(tunnelling), _mangle(), _nat(family, tunnelling), _filter(family, tunnelling, own_node)
+
+
+def iptables_tables(
+    ns: str, family: Family, judging: Judging, tunnelling: Tunnelling = NO_TUNNELS
+) -> Iterator[IptablesRules]:
+    """Everything that Felix holds in one node's iptables for one family."""
+    for layer in layers(family, tunnelling)[:-1]:
+        yield _written(ns, family, layer, ())
+    yield filter_table(ns, family, judging, tunnelling)
+
+
+def filter_table(
+    ns: str, family: Family, judging: Judging, tunnelling: Tunnelling, *, own_node: bool = False
+) -> IptablesRules:
+    """The filter table, the only one of iptables that policies are in."""
+    chains = (*dispatch_chains(judging.endpoints), *endpoint_chains(judging.endpoints), *judging.chains)
+    return _written(ns, family, layers(family, tunnelling, own_node)[-1], chains)
+
+
+def _written(ns: str, family: Family, layer: Layer, judging: Sequence[FelixChain]) -> IptablesRules:
+    jumps = [Jump(hook, rule, "insert") for hook in layer.hooks for rule in iptables_rules(hook, (first_rule(hook),))]
+    jumps += [Jump(hook, rule) for hook, rules in layer.appended for rule in iptables_rules(f"{hook}{APPENDED}", rules)]
+    return IptablesRules(
+        ns=ns,
+        family=family,
+        table=layer.table,
+        owner=COMPONENT,
+        chains=tuple(iptables_chain(one) for one in (*layer.chains, *judging)),
+        jumps=tuple(jumps),
+        component=COMPONENT,
+        why=layer.why,
     )
-    return _rules(
-        ns,
-        family,
-        "filter",
-        (*_static_filter(family, tunnelling, own_node), *judging),
-        (
-            _first("INPUT", "cali-INPUT"),
-            _first("FORWARD", "cali-FORWARD"),
-            _first("OUTPUT", "cali-OUTPUT"),
-            # Felix hashes appended rules under a name of their own, lest they equal inserted ones.
-            *(Jump("FORWARD", rule) for rule in chain("FORWARD*appends*", appended).rules),
-        ),
-        why="which pod may talk; without policy the namespaces' profiles allow everything",
-    )
 
 
-# -- tables -----------------------------------------------------------------------------------------------------
+def first_rule(hook: str) -> FelixRule:
+    """What leads from one of the kernel's chains to Felix's own."""
+    return FelixRule((), jump(f"cali-{hook}"))
 
 
-def _raw(ns: str, family: Family, tunnelling: Tunnelling) -> IptablesRules:
-    mark = marked(FROM_WORKLOAD)
+# -- layers -----------------------------------------------------------------------------------------------------
+
+
+def _raw(tunnelling: Tunnelling) -> Layer:
+    from_workload = marked(FROM_WORKLOAD)
     untracked = FelixRule(
-        f"-p udp --dport {VXLAN_PORT}", "--jump NOTRACK", why="each direction has a source port of its own: no reply"
+        (protocol("udp"), port(VXLAN_PORT)), UNTRACKED, why="each direction has a source port of its own: no reply"
     )
     vxlan = (untracked,) if tunnelling.vxlan else ()
     prerouting = (
         _clear(ALL_MARKS, "no mark of anyone else's counts"),
         *vxlan,
-        FelixRule("--in-interface cali+", set_mark(FROM_WORKLOAD), why="from a pod"),
-        FelixRule(mark, "--jump cali-rpf-skip", why="pods that may send from foreign addresses: none"),
-        FelixRule(
-            f"{mark} -m rpfilter --invert --validmark", "--jump DROP", why="a pod sends from its own address only"
-        ),
-        FelixRule(unmarked(FROM_WORKLOAD), "--jump cali-from-host-endpoint"),
-        FelixRule(ALLOWED, "--jump ACCEPT"),
+        FelixRule((entered("cali+"),), set_mark(FROM_WORKLOAD), why="from a pod"),
+        FelixRule((from_workload,), jump("cali-rpf-skip"), why="pods that may send from foreign addresses: none"),
+        FelixRule((from_workload, SPOOFED), DROPS, why="a pod sends from its own address only"),
+        FelixRule((unmarked(FROM_WORKLOAD),), jump("cali-from-host-endpoint")),
+        FelixRule((ALLOWED,), ACCEPTS),
     )
     output = (
         _clear(ALL_MARKS),
-        FelixRule("", "--jump cali-to-host-endpoint"),
+        FelixRule((), jump("cali-to-host-endpoint")),
         *vxlan,
-        FelixRule(ALLOWED, "--jump ACCEPT"),
+        FelixRule((ALLOWED,), ACCEPTS),
     )
-    return _rules(
-        ns,
-        family,
+    return Layer(
         "raw",
         (
-            chain("cali-PREROUTING", prerouting),
-            chain("cali-OUTPUT", output),
+            _chain("cali-PREROUTING", *prerouting),
+            _chain("cali-OUTPUT", *output),
             *_empty("cali-rpf-skip", "cali-from-host-endpoint", "cali-to-host-endpoint"),
         ),
-        (_first("PREROUTING", "cali-PREROUTING"), _first("OUTPUT", "cali-OUTPUT")),
+        ("PREROUTING", "OUTPUT"),
         why="before connection tracking: a pod's source address is checked",
     )
 
 
-def _mangle(ns: str, family: Family) -> IptablesRules:
-    host_accepted = ("Host endpoint policy accepted packet.",)
+def _mangle() -> Layer:
     prerouting = (
-        FelixRule(TRACKED, "--jump ACCEPT"),
-        FelixRule(ALLOWED, "--jump ACCEPT"),
-        FelixRule("", "--jump cali-from-host-endpoint"),
-        FelixRule(ALLOWED, "--jump ACCEPT", host_accepted),
+        FelixRule((TRACKED,), ACCEPTS),
+        FelixRule((ALLOWED,), ACCEPTS),
+        FelixRule((), jump("cali-from-host-endpoint")),
+        FelixRule((ALLOWED,), ACCEPTS, _HOST_ACCEPTED),
     )
     postrouting = (
-        FelixRule(ALLOWED, "--jump RETURN", why="forwarded, and accepted in the filter table"),
+        FelixRule((ALLOWED,), RETURNS, why="forwarded, and accepted in the filter table"),
         _clear(ALL_MARKS),
-        FelixRule("-m conntrack --ctstate DNAT", "--jump cali-to-host-endpoint"),
-        FelixRule(ALLOWED, "--jump RETURN", host_accepted),
+        FelixRule((TRANSLATED,), jump("cali-to-host-endpoint")),
+        FelixRule((ALLOWED,), RETURNS, _HOST_ACCEPTED),
     )
-    return _rules(
-        ns,
-        family,
+    return Layer(
         "mangle",
         (
-            chain("cali-PREROUTING", prerouting),
-            chain("cali-POSTROUTING", postrouting),
+            _chain("cali-PREROUTING", *prerouting),
+            _chain("cali-POSTROUTING", *postrouting),
             *_empty("cali-from-host-endpoint", "cali-to-host-endpoint"),
         ),
-        (_first("PREROUTING", "cali-PREROUTING"), _first("POSTROUTING", "cali-POSTROUTING")),
+        ("PREROUTING", "POSTROUTING"),
         why="where policy for host endpoints would stand",
     )
 
 
-def _nat(ns: str, family: Family, tunnelling: Tunnelling) -> IptablesRules:
+def _nat(family: Family, tunnelling: Tunnelling) -> Layer:
     masquerade = FelixRule(
-        f"-m set --match-set {ipset_name(family, 'masq-ipam-pools')} src "
-        f"-m set ! --match-set {ipset_name(family, 'all-ipam-pools')} dst",
-        "--jump MASQUERADE --random-fully",
+        (
+            in_set(ipset_name(family, "masq-ipam-pools"), family, "src"),
+            in_set(ipset_name(family, "all-ipam-pools"), family, "dst", wanted=False),
+        ),
+        MASQUERADES,
         why="natOutgoing: pod to anything that is no pod leaves with the node's address",
     )
     # Both tests: an address of the node that is not the tunnel's own.
     tunnels = (
         FelixRule(
-            f"--out-interface {device} -m addrtype ! --src-type LOCAL --limit-iface-out -m addrtype --src-type LOCAL",
-            "--jump MASQUERADE --random-fully",
+            (leaves(device), NOT_OF_WAY_OUT, FROM_SELF),
+            MASQUERADES,
             why="the node's own packets leave by the tunnel with the tunnel's address",
         )
         for device in tunnelling.devices
     )
-    return _rules(
-        ns,
-        family,
+    return Layer(
         "nat",
         (
-            chain("cali-PREROUTING", (FelixRule("", "--jump cali-fip-dnat"),)),
-            chain("cali-OUTPUT", (FelixRule("", "--jump cali-fip-dnat"),)),
-            chain(
+            _chain("cali-PREROUTING", FelixRule((), jump("cali-fip-dnat"))),
+            _chain("cali-OUTPUT", FelixRule((), jump("cali-fip-dnat"))),
+            _chain(
                 "cali-POSTROUTING",
-                (FelixRule("", "--jump cali-fip-snat"), FelixRule("", "--jump cali-nat-outgoing"), *tunnels),
+                FelixRule((), jump("cali-fip-snat")),
+                FelixRule((), jump("cali-nat-outgoing")),
+                *tunnels,
             ),
-            chain("cali-nat-outgoing", (masquerade,) if tunnelling.nat_outgoing else ()),
+            _chain("cali-nat-outgoing", *((masquerade,) if tunnelling.nat_outgoing else ())),
             *_empty("cali-fip-dnat", "cali-fip-snat"),
         ),
-        (
-            _first("PREROUTING", "cali-PREROUTING"),
-            _first("OUTPUT", "cali-OUTPUT"),
-            _first("POSTROUTING", "cali-POSTROUTING"),
-        ),
+        ("PREROUTING", "OUTPUT", "POSTROUTING"),
         why="natOutgoing of the IP pools; floating addresses: none",
     )
 
 
-@lru_cache(maxsize=64)
-def _static_filter(family: Family, tunnelling: Tunnelling, own_node: bool) -> tuple[Chain, ...]:
+def _filter(family: Family, tunnelling: Tunnelling, own_node: bool) -> Layer:
     incoming, outgoing = _tunnels_of_nodes(family, tunnelling)
-    host_accepted = ("Host endpoint policy accepted packet.",)
-    discovery = [FelixRule(f"-p 58 -m icmp6 --icmpv6-type {kind}", "--jump ACCEPT") for kind in ROUTER_ICMPV6]
-    return (
-        chain(
+    discovery = [FelixRule((protocol("58"), icmp(6, kind)), ACCEPTS) for kind in ROUTER_ICMPV6]
+    chains = (
+        _chain(
             "cali-FORWARD",
-            (
-                _clear(ALL_MARKS & ~ACCEPT),
-                FelixRule(unmarked(ACCEPT), "--jump cali-from-hep-forward"),
-                FelixRule("--in-interface cali+", "--jump cali-from-wl-dispatch", why="from a pod: its egress"),
-                FelixRule("--out-interface cali+", "--jump cali-to-wl-dispatch", why="to a pod: its ingress"),
-                FelixRule("", "--jump cali-to-hep-forward"),
-                FelixRule("", "--jump cali-cidr-block"),
-            ),
+            _clear(ALL_MARKS & ~ACCEPT),
+            FelixRule((unmarked(ACCEPT),), jump("cali-from-hep-forward")),
+            FelixRule((entered("cali+"),), jump("cali-from-wl-dispatch"), why="from a pod: its egress"),
+            FelixRule((leaves("cali+"),), jump("cali-to-wl-dispatch"), why="to a pod: its ingress"),
+            FelixRule((), jump("cali-to-hep-forward")),
+            FelixRule((), jump("cali-cidr-block")),
         ),
-        chain(
+        _chain(
             "cali-INPUT",
-            (
-                *incoming,
-                FelixRule("--in-interface cali+", "--goto cali-wl-to-host", why="pod to its own node"),
-                FelixRule(ALLOWED, "--jump ACCEPT"),
-                _clear(ALL_MARKS),
-                FelixRule("", "--jump cali-from-host-endpoint"),
-                FelixRule(ALLOWED, "--jump ACCEPT", host_accepted),
-            ),
+            *incoming,
+            FelixRule((entered("cali+"),), goto("cali-wl-to-host"), why="pod to its own node"),
+            FelixRule((ALLOWED,), ACCEPTS),
+            _clear(ALL_MARKS),
+            FelixRule((), jump("cali-from-host-endpoint")),
+            FelixRule((ALLOWED,), ACCEPTS, _HOST_ACCEPTED),
         ),
-        chain(
+        _chain(
             "cali-OUTPUT",
-            (
-                FelixRule(ALLOWED, "--jump ACCEPT"),
-                FelixRule("--out-interface cali+", "--jump RETURN", why="node to its pods is never policed"),
-                *outgoing,
-                _clear(ALL_MARKS),
-                FelixRule("-m conntrack ! --ctstate DNAT", "--jump cali-to-host-endpoint"),
-                FelixRule(ALLOWED, "--jump ACCEPT", host_accepted),
-            ),
+            FelixRule((ALLOWED,), ACCEPTS),
+            FelixRule((leaves("cali+"),), RETURNS, why="node to its pods is never policed"),
+            *outgoing,
+            _clear(ALL_MARKS),
+            FelixRule((NOT_TRANSLATED,), jump("cali-to-host-endpoint")),
+            FelixRule((ALLOWED,), ACCEPTS, _HOST_ACCEPTED),
         ),
-        chain(
+        _chain(
             "cali-wl-to-host",
-            (
-                *(discovery if family == 6 else ()),
-                *([FelixRule("", "--jump ACCEPT", why="policy mode spec: a pod reaches its node")] if own_node else ()),
-                FelixRule("", "--jump cali-from-wl-dispatch"),
-                FelixRule("", "--jump ACCEPT", ("Configured DefaultEndpointToHostAction",)),
-            ),
+            *(discovery if family == 6 else ()),
+            *([FelixRule((), ACCEPTS, why="policy mode spec: a pod reaches its node")] if own_node else ()),
+            FelixRule((), jump("cali-from-wl-dispatch")),
+            FelixRule((), ACCEPTS, ("Configured DefaultEndpointToHostAction",)),
         ),
         *_empty(
             "cali-from-hep-forward",
@@ -260,6 +290,17 @@ def _static_filter(family: Family, tunnelling: Tunnelling, own_node: bool) -> tu
             "cali-cidr-block",
         ),
     )
+    appended = (
+        FelixRule((ALLOWED,), ACCEPTS, ("Policy explicitly accepted packet.",), why="both pods' chains let it pass"),
+        FelixRule((), set_mark(ACCEPT), why="tells mangle POSTROUTING that this was forwarded"),
+    )
+    return Layer(
+        "filter",
+        chains,
+        ("INPUT", "FORWARD", "OUTPUT"),
+        "which pod may talk; without policy the namespaces' profiles allow everything",
+        (("FORWARD", appended),),
+    )
 
 
 def _tunnels_of_nodes(family: Family, tunnelling: Tunnelling) -> tuple[list[FelixRule], list[FelixRule]]:
@@ -267,62 +308,44 @@ def _tunnels_of_nodes(family: Family, tunnelling: Tunnelling) -> tuple[list[Feli
     anybody else. Incoming rules, outgoing rules."""
     incoming, outgoing = [], []
     if tunnelling.ipip:
-        hosts = ipset_name(4, "all-hosts-net")
+        hosts, ipip = ipset_name(4, "all-hosts-net"), protocol("4")
         incoming += [
-            FelixRule(
-                f"-p 4 -m set --match-set {hosts} src -m addrtype --dst-type LOCAL",
-                "--jump ACCEPT",
-                ("Allow IPIP packets from Calico hosts",),
-            ),
-            FelixRule("-p 4", "--jump DROP", ("Drop IPIP packets from non-Calico hosts",)),
+            FelixRule((ipip, in_set(hosts, 4, "src"), TO_SELF), ACCEPTS, ("Allow IPIP packets from Calico hosts",)),
+            FelixRule((ipip,), DROPS, ("Drop IPIP packets from non-Calico hosts",)),
         ]
         outgoing.append(
             FelixRule(
-                f"-p 4 -m set --match-set {hosts} dst -m addrtype --src-type LOCAL",
-                "--jump ACCEPT",
-                ("Allow IPIP packets to other Calico hosts",),
+                (ipip, in_set(hosts, 4, "dst"), FROM_SELF), ACCEPTS, ("Allow IPIP packets to other Calico hosts",)
             )
         )
     if tunnelling.vxlan:
-        nodes, port = ipset_name(family, "all-vxlan-net"), f"-p 17 -m multiport --destination-ports {VXLAN_PORT}"
+        nodes = ipset_name(family, "all-vxlan-net")
+        vxlan = (protocol("17"), ports("dst", [(VXLAN_PORT, VXLAN_PORT)], "17"))
         incoming += [
             FelixRule(
-                f"{port} -m set --match-set {nodes} src -m addrtype --dst-type LOCAL",
-                "--jump ACCEPT",
+                (*vxlan, in_set(nodes, family, "src"), TO_SELF),
+                ACCEPTS,
                 (f"Allow IPv{family} VXLAN packets from allowed hosts",),
             ),
-            FelixRule(
-                f"{port} -m addrtype --dst-type LOCAL",
-                "--jump DROP",
-                (f"Drop IPv{family} VXLAN packets from non-allowed hosts",),
-            ),
+            FelixRule((*vxlan, TO_SELF), DROPS, (f"Drop IPv{family} VXLAN packets from non-allowed hosts",)),
         ]
         outgoing.append(
             FelixRule(
-                f"{port} -m addrtype --src-type LOCAL -m set --match-set {nodes} dst",
-                "--jump ACCEPT",
+                (*vxlan, FROM_SELF, in_set(nodes, family, "dst")),
+                ACCEPTS,
                 (f"Allow IPv{family} VXLAN packets to other allowed hosts",),
             )
         )
     return incoming, outgoing
 
 
+def _chain(name: str, *rules: FelixRule) -> FelixChain:
+    return FelixChain(alike(name), rules)
+
+
 def _clear(mask: int, why: str = "") -> FelixRule:
-    return FelixRule("", clear_mark(mask), why=why)
+    return FelixRule((), clear_mark(mask), why=why)
 
 
-def _empty(*names: str) -> tuple[Chain, ...]:
-    return tuple(Chain(name) for name in names)
-
-
-def _first(kernel_chain: str, own: str) -> Jump:
-    (rule,) = chain(kernel_chain, (FelixRule("", f"--jump {own}"),)).rules
-    return Jump(kernel_chain, rule, "insert")
-
-
-def _rules(
-    ns: str, family: Family, table: Table, chains: tuple[Chain, ...], jumps: tuple[Jump, ...], why: str
-) -> IptablesRules:
-    return IptablesRules(
-        ns=ns, family=family, table=table, owner=COMPONENT, chains=chains, jumps=jumps, component=COMPONENT, why=why
-    )
+def _empty(*names: str) -> tuple[FelixChain, ...]:
+    return tuple(_chain(name) for name in names)

@@ -8,7 +8,7 @@ returns a :class:`Style`, or raises ``emulator.errors.UserError`` for a mode tha
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Protocol, Self
 
 from emulator.cluster.ipam import Ipam
 from emulator.cluster.model import Cluster, Machine, Node, Pod, Topology
@@ -44,6 +44,10 @@ class Style(Protocol):
     stand_in: str
     fallback: str
     proxies: tuple[ProxyMode, ...]
+
+    def beside(self, proxy: ProxyMode) -> Style:
+        """The style with that service proxy, which the user named, beside it; most are the same."""
+        ...
 
     def pod_traffic(self, topology: Topology) -> tuple[str, ...]:
         """The CIDRs by which kube-proxy tells pods' traffic from other traffic (its ``--cluster-cidr``); none where
@@ -123,6 +127,9 @@ class Plain:
     @property
     def strict_underlay(self) -> str:
         return ""
+
+    def beside(self, proxy: ProxyMode) -> Self:
+        return self
 
     def speaks_bgp(self, cluster: Cluster) -> str:
         return ""

@@ -42,9 +42,14 @@ def style_names() -> list[str]:
 
 
 def load_style(spec: str) -> Style:
-    """The style that ``NAME``, ``NAME:MODE`` or ``conflist=FILE`` means, whatever proxy is named behind it
+    """The style that ``NAME``, ``NAME:MODE`` or ``conflist=FILE`` means, beside the proxy that is named behind it
     (:func:`with_proxy`). Raises UserError if there is no such style or mode, InputError for a file that is wrong."""
-    spec, _ = split_proxy(spec)
+    spec, proxy = split_proxy(spec)
+    style = _without_proxy(spec)
+    return style.beside(proxy) if proxy is not None else style
+
+
+def _without_proxy(spec: str) -> Style:
     if (file := _file_of(spec)) is not None:
         return _imported("emulator.cni.conflist:load")(file)
     name, _, mode = spec.strip().partition(":")

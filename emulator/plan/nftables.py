@@ -8,7 +8,7 @@ costs it the square of its size, though; so parts are dealt out to several, each
     removal       [delete table]
 
 Within a transaction references decide the order: elements that point to a chain go before it, chains come before the
-elements and rules that point to them. A chain whose rules changed is flushed and filled again, so sets that rules fill
+elements and rules that point to them. A part may refer to the frame and to parts that stand before it. A chain whose rules changed is flushed and filled again, so sets that rules fill
 (session affinity) keep what they have learnt.
 
 What is put into the text was checked before; it is checked once more here, as a line break or a semicolon would begin
@@ -33,7 +33,10 @@ NO_PART = NftPart()
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*")
 _COMMENT = re.compile(r"[ !#-\[\]-~]*")  # printable ASCII without quotes and backslashes
-_CODE = re.compile(r"[A-Za-z0-9 \n\"_./:,@!={}<>&|^\[\]-]*")  # no semicolon, hash, dollar, backslash, asterisk
+_CODE = re.compile(r"[A-Za-z0-9 \n_./:,@!={}<>&|^\[\]-]*")  # no semicolon, hash, dollar, backslash
+# What may stand beside: strings, such as comments, and the asterisk that ends a device's name (cali*)
+_STRING = re.compile(r"\"[A-Za-z0-9 _./:;,@%+=!*-]*\"")
+_REST_OF_NAME = re.compile(r"(?<=[a-z0-9])\*(?=[ \n]|\Z)")
 
 
 class Transaction(msgspec.Struct, frozen=True):
@@ -124,13 +127,13 @@ def _incompatible(old: NftRules, new: NftRules) -> bool:
 
 
 def _changed(before: Mapping[str, NftPart], after: Mapping[str, NftPart]) -> list[str]:
-    """The subjects whose parts differ; those that go come last."""
+    """The subjects whose parts differ; those that go come last, the last one first: parts refer to those before."""
     found = []
     for subject, part in after.items():
         was = before.get(subject)
         if was is not part and was != part:
             found.append(subject)
-    found += [subject for subject in before if subject not in after]
+    found += [subject for subject in reversed(before) if subject not in after]
     return found
 
 
@@ -311,9 +314,16 @@ def _comment(text: str) -> str:
 def _check_code(lines: Sequence[tuple[str, str]]) -> None:
     """Check all lines at once, and look for the culprit only if there is one."""
     text = "\n".join([line for line, _ in lines])
-    whole = _CODE.fullmatch(text) and text.count("\n") == max(0, len(lines) - 1)
-    if whole and ('"' not in text or all(line.count('"') % 2 == 0 for line, _ in lines)):
+    if _readable_as_given(text) and text.count("\n") == max(0, len(lines) - 1):
         return
     for line, owner in lines:
-        if not _CODE.fullmatch(line) or "\n" in line or line.count('"') % 2:
+        if not _readable_as_given(line) or "\n" in line:
             raise CnilabError(f"a rule for {owner or 'the table'} that nft could misread: {line!r}")
+
+
+def _readable_as_given(text: str) -> bool:
+    if '"' in text:
+        text = _STRING.sub(" ", text)
+    if "*" in text:
+        text = _REST_OF_NAME.sub("", text)
+    return _CODE.fullmatch(text) is not None

@@ -14,7 +14,7 @@ from emulator.cluster.model import Cluster, Node, Pod
 from emulator.plan.model import AnyObject
 from emulator.policy.compile import compile_policies
 from emulator.policy.compiled import Compiled
-from emulator.policy.enforcer import Enforcer, OnEveryNode
+from emulator.policy.enforcer import Configured, Enforcer, OnEveryNode
 from emulator.policy.model import DIRECTIONS, Peer, PodSet, Policy
 
 
@@ -42,6 +42,10 @@ class Enforcement:
             return None
         if isinstance(self.enforcer, OnEveryNode):
             return frozenset() if _nothing_new(self.before, self.compiled) else None
+        if isinstance(self.enforcer, Configured) and self.before.cluster.objects is not self.compiled.cluster.objects:
+            before, now = (self.enforcer.inputs(one.cluster) for one in (self.before, self.compiled))
+            if before != now:
+                return None
         return stale_nodes(self.before, self.compiled)
 
 

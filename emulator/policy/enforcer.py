@@ -41,11 +41,13 @@ class Enforcer(Protocol):
     """
 
     name: str
-    title: str
     requires: tuple[str, ...]
     stand_in: str
     kinds: frozenset[PolicyKind]
     mode: PolicyMode
+
+    @property
+    def title(self) -> str: ...
 
     def node(self, cluster: Cluster, compiled: Compiled, node: Node) -> Iterable[AnyObject]:
         """What the enforcer puts into one node. Empty where the style's own node fragment carries it."""
@@ -63,3 +65,11 @@ class Enforcer(Protocol):
 
 class OnEveryNode:
     """Base of enforcers that put all policies of the cluster into each node, not only those that select its pods."""
+
+
+class Configured:
+    """Base of enforcers whose rules depend on other objects of the cluster than policies: their own configuration."""
+
+    def inputs(self, cluster: Cluster) -> object:
+        """What the rules depend on, to be compared for equality."""
+        raise NotImplementedError

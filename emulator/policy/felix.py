@@ -1,4 +1,4 @@
-"""Felix, Calico's and Canal's agent: network policies in the iptables and ipsets of a node.
+"""Felix, Calico's and Canal's agent: network policies in the iptables and ipsets of a node, or in its nftables.
 
 The way of a packet from pod A to pod B, on the node of A and then on that of B (on one node: one after the other)::
 
@@ -7,11 +7,11 @@ The way of a packet from pod A to pod B, on the node of A and then on that of B 
     cali-fw-…, cali-tw-…:  each tier: cali-po-/cali-pi-<policy> ─ rules ─ sets cali40s:…, cali40n:…
                            no tier decided: cali-pro-/cali-pri-kns.<namespace> allows
 
-Everything that policies need is in the filter table, which belongs to Felix as a whole; the static part is that of
-``emulator.cni.felix``. Chains of policies that select no pod of the node are not there, as upstream leaves chains out
-that nothing refers to, and neither are their sets.
+Everything that policies need is in the filter table, which belongs to Felix as a whole, or in nftables' one table; the
+static part is that of ``emulator.cni.felix`` and ``emulator.cni.felix_nftables``. Chains of policies that select no pod
+of the node are not there, as upstream leaves chains out that nothing refers to, and neither are their sets.
 
-Only the iptables data plane: FelixConfiguration's ``nftablesMode`` and ``bpfEnabled`` are not emulated.
+The rules are built once and written for either kind of tables. The eBPF data plane is not emulated.
 
 Sources: projectcalico/calico felix/dataplane/linux (endpoint_mgr.go, policy_mgr.go), felix/rules, felix/calc;
 ``emulator.policy.felix_endpoints``, ``felix_policies``, ``felix_matches``, ``felix_selectors``, ``felix_sets``.
@@ -19,21 +19,22 @@ Sources: projectcalico/calico felix/dataplane/linux (endpoint_mgr.go, policy_mgr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Protocol
 
 from emulator.cluster.model import Cluster, Node, Pod
-from emulator.plan.model import AnyObject, Chain, Family, IptablesRules
+from emulator.plan.model import AnyObject, Family
 from emulator.policy.compiled import Compiled
-from emulator.policy.enforcer import Deviation, PolicyMode
+from emulator.policy.enforcer import Configured, Deviation, PolicyMode
 from emulator.policy.felix_deviations import deviation_of, deviations_of
-from emulator.policy.felix_endpoints import Endpoint, TierPolicies, endpoint_chains, host_device, profiles_of
+from emulator.policy.felix_endpoints import Endpoint, TierPolicies, host_device, profiles_of
 from emulator.policy.felix_matches import SetRef
 from emulator.policy.felix_policies import Group, Rendered, groups, policy_chain
 from emulator.policy.felix_selectors import subject_selector
 from emulator.policy.felix_sets import Members, ipsets
+from emulator.policy.felix_tables import Judging, Tables
+from emulator.policy.felix_words import Words
 from emulator.policy.flow import Flow
 from emulator.policy.model import DIRECTIONS, Direction, Policy, PolicyKind
 
@@ -43,18 +44,11 @@ CURRENT_KINDS: frozenset[PolicyKind] = frozenset(
 EARLIER_KINDS: frozenset[PolicyKind] = frozenset({"AdminNetworkPolicy", "BaselineAdminNetworkPolicy"})
 
 
-class FilterTable(Protocol):
-    """What a style gives Felix: its filter table, around the chains that judge."""
-
-    def families(self, cluster: Cluster) -> Iterable[Family]:
-        """The families that Felix looks after."""
-        ...
-
-    def filter_rules(
-        self, cluster: Cluster, node: Node, family: Family, judging: Sequence[Chain], *, own_node: bool
-    ) -> IptablesRules:
-        """The table; ``own_node``: pods reach their node whatever policies say."""
-        ...
+def title_of(nftables: Iterable[bool]) -> str:
+    """What Felix is called, given for each node whether its tables are nftables'."""
+    there = set(nftables)
+    kinds = "iptables and nftables" if len(there) > 1 else "nftables" if True in there else "iptables"
+    return f"Felix · {kinds}"
 
 
 @dataclass
@@ -67,30 +61,37 @@ class _Step:
     tiers: dict[tuple[int, ...], tuple[tuple[str, bool, tuple[Group, ...]], ...]] = field(default_factory=dict)
 
 
-class Felix:
+class Felix(Configured):
     """The enforcer of one lab. It remembers what it wrote for policies that did not change."""
 
     name = "felix"
-    title = "Felix · iptables"
-    requires: tuple[str, ...] = ("iptables", "iptables-restore", "ipset", "ipset-program")
     stand_in = ""
 
-    def __init__(self, table: FilterTable, mode: PolicyMode) -> None:
+    def __init__(self, tables: Tables, mode: PolicyMode) -> None:
         self.mode = mode
         self.kinds = CURRENT_KINDS if mode == "faithful" else CURRENT_KINDS | EARLIER_KINDS
-        self._table = table
+        self.requires = tables.requires
+        self._tables = tables
         self._step: _Step | None = None
         self._rendered: dict[tuple[int, Direction, Family], tuple[Policy, Rendered]] = {}
         self._selectors: dict[int, tuple[Policy, str]] = {}
 
+    @property
+    def title(self) -> str:
+        """By the tables of the step that was planned last."""
+        return self._tables.title(self._step.compiled.cluster if self._step is not None else None)
+
+    def inputs(self, cluster: Cluster) -> object:
+        return self._tables.inputs(cluster)
+
     # -- a node -------------------------------------------------------------------------------------------------
 
     def node(self, cluster: Cluster, compiled: Compiled, node: Node) -> Iterator[AnyObject]:
-        """The sets and the filter table of one node, in each family."""
+        """The sets and the table of one node that policies are in, in each family."""
         step = self._at(compiled)
         judged = [(pod, self._judged(step, pod)) for pod in cluster.pods_on(node.name) if not pod.host_network]
         endpoints = [self._endpoint(pod, tiers) for pod, tiers in judged]
-        met: dict[tuple[str, Direction], Group] = {}
+        met: dict[tuple[Words, Direction], Group] = {}
         for _, tiers in judged:
             for direction in DIRECTIONS:
                 for _, _, found in tiers[direction]:
@@ -99,15 +100,18 @@ class Felix:
             (id(policy), direction): policy for (_, direction), group in met.items() for policy in group.policies
         }
         shared = [group.chain for group in met.values() if group.chain is not None]
-        for family in self._table.families(cluster):
+        for family in self._tables.families(cluster):
             rendered = [self._chain(policy, direction, family) for (_, direction), policy in policies.items()]
             refs: dict[SetRef, str] = {}
             for policy, one in zip(policies.values(), rendered, strict=True):
                 for ref in one.sets:
                     refs.setdefault(ref, f"for {policy.key}")
-            yield from ipsets(node.ns, family, refs, step.members)
-            chains = (*endpoint_chains(endpoints), *(one.chain for one in rendered), *shared)
-            yield self._table.filter_rules(cluster, node, family, chains, own_node=self.mode == "spec")
+            judging = Judging(
+                endpoints,
+                (*(one.chain for one in rendered), *shared),
+                tuple(ipsets(node.ns, family, refs, step.members)),
+            )
+            yield from self._tables.judged(cluster, node, family, judging, own_node=self.mode == "spec")
 
     def _judged(self, step: _Step, pod: Pod) -> dict[Direction, tuple[tuple[str, bool, tuple[Group, ...]], ...]]:
         """The tiers that judge a pod, in each direction: name, whether what nothing matches goes on, and whom to

@@ -24,28 +24,46 @@ from typing import NamedTuple
 
 from emulator.cluster.model import Pod
 from emulator.plan.addressing import digest
-from emulator.plan.model import Chain
-from emulator.policy.felix_rules import (
-    ACCEPT,
-    ALLOWED,
-    PASS,
+from emulator.plan.model import NftElement
+from emulator.policy.felix_rules import ACCEPT, ALLOWED, PASS, FelixChain, FelixRule, chain_name
+from emulator.policy.felix_words import (
+    ACCEPTS,
+    DROPS,
+    INVALID,
+    RETURNS,
     TRACKED,
-    FelixRule,
-    chain,
+    Words,
+    alike,
     clear_mark,
-    limited_name,
+    entered,
+    goto,
+    jump,
+    leaves,
+    looked_up,
+    ports,
+    protocol,
     set_mark,
     unmarked,
 )
 
 VXLAN_PORT = 4789  # Felix's own, which pods must not use
+FROM, TO = "cali-from-wl-dispatch", "cali-to-wl-dispatch"
+FROM_PREFIX, TO_PREFIX = "cali-fw-", "cali-tw-"
+LAYER_OF_DISPATCH = "filter"
+
+_UNKNOWN = FelixRule((), DROPS, ("Unknown interface",), why="no pod that Felix knows")
+# In nftables mode a map says where to go, so that these two chains never change
+MAPPED_DISPATCH = (
+    FelixChain(alike(FROM), (FelixRule((looked_up("in", FROM),)), _UNKNOWN)),
+    FelixChain(alike(TO), (FelixRule((looked_up("out", TO),)), _UNKNOWN)),
+)
 
 
 class TierPolicies(NamedTuple):
     """The policies of a tier at an endpoint in one direction: the chains of policies and groups to ask, in order."""
 
     tier: str
-    chains: tuple[str, ...]
+    chains: tuple[Words, ...]
     passes: bool = False  # what no policy matches goes on, in place of being dropped
 
 
@@ -73,42 +91,49 @@ def profiles_of(pod: Pod) -> tuple[str, ...]:
     return f"kns.{pod.namespace}", f"ksa.{pod.namespace}.{pod.service_account}"
 
 
-def endpoint_chains(endpoints: Sequence[Endpoint]) -> tuple[Chain, ...]:
-    """All chains for the endpoints of a node: dispatch, endpoints, profiles."""
-    return (
-        *_dispatch(tuple(sorted(endpoint.device for endpoint in endpoints))),
-        *(item for endpoint in endpoints for item in _endpoint(endpoint)),
-        *_profiles(endpoints),
-    )
+def endpoint_chains(endpoints: Sequence[Endpoint]) -> tuple[FelixChain, ...]:
+    """The chains of a node's endpoints, and of their profiles."""
+    return (*(item for endpoint in endpoints for item in _endpoint(endpoint)), *_profiles(endpoints))
+
+
+def dispatch_chains(endpoints: Sequence[Endpoint]) -> tuple[FelixChain, ...]:
+    """From the device to its chain, in iptables. Devices that share their next letter share a chain: a shallow
+    tree."""
+    return _dispatch(tuple(sorted(endpoint.device for endpoint in endpoints)))
 
 
 @lru_cache(maxsize=512)
-def _dispatch(devices: tuple[str, ...]) -> tuple[Chain, ...]:
-    """From the device, of these sorted ones, to its chain. Devices that share their next letter share a chain: a
-    shallow tree."""
+def _dispatch(devices: tuple[str, ...]) -> tuple[FelixChain, ...]:
     return tuple(_tree(devices))
 
 
-def _tree(devices: Sequence[str]) -> Iterable[Chain]:
+def _tree(devices: Sequence[str]) -> Iterable[FelixChain]:
     common = _common_prefix(devices)
     bins: dict[str, list[str]] = {}
     for device in devices:
         bins.setdefault(device[: len(common) + 1], []).append(device)
-    unknown = FelixRule("", "--jump DROP", ("Unknown interface",), why="no pod that Felix knows")
-    for root, option, prefix in (
-        ("cali-from-wl-dispatch", "--in-interface", "cali-fw-"),
-        ("cali-to-wl-dispatch", "--out-interface", "cali-tw-"),
-    ):
+    for root, by, prefix in ((FROM, entered, FROM_PREFIX), (TO, leaves, TO_PREFIX)):
         rules = []
         for start, names in bins.items():
-            leaves = [FelixRule(f"{option} {name}", f"--goto {prefix}{name}") for name in names]
-            if len(leaves) == 1:
-                rules += leaves
+            leads = [FelixRule((by(name),), goto(f"{prefix}{name}")) for name in names]
+            if len(leads) == 1:
+                rules += leads
                 continue
             child = f"{root}-{start[len(common) :]}"
-            rules.append(FelixRule(f"{option} {start}+", f"--goto {child}"))
-            yield chain(child, (*leaves, unknown))
-        yield chain(root, (*rules, unknown))
+            rules.append(FelixRule((by(f"{start}+"),), goto(child)))
+            yield FelixChain(alike(child), (*leads, _UNKNOWN))
+        yield FelixChain(alike(root), (*rules, _UNKNOWN))
+
+
+def dispatch_element(chain: str) -> NftElement | None:
+    """The map's element that leads from a device to a chain of an endpoint's, by the name that nftables has for it
+    (``filter-cali-tw-...``); None for other chains."""
+    name = chain.removeprefix(f"{LAYER_OF_DISPATCH}-")
+    for map_name, prefix in ((FROM, FROM_PREFIX), (TO, TO_PREFIX)):
+        if name.startswith(prefix):
+            device = name.removeprefix(prefix)
+            return NftElement(f"{LAYER_OF_DISPATCH}-{map_name}", f'"{device}"', f"goto {chain}")
+    return None
 
 
 def _common_prefix(names: Sequence[str]) -> str:
@@ -120,68 +145,68 @@ def _common_prefix(names: Sequence[str]) -> str:
 
 
 @lru_cache(maxsize=8192)
-def _endpoint(endpoint: Endpoint) -> tuple[Chain, ...]:
+def _endpoint(endpoint: Endpoint) -> tuple[FelixChain, ...]:
     no_tunnels = (
         FelixRule(
-            f"-p 17 -m multiport --destination-ports {VXLAN_PORT}",
-            "--jump DROP",
+            (protocol("17"), ports("dst", [(VXLAN_PORT, VXLAN_PORT)], "17")),
+            DROPS,
             ("Drop VXLAN encapped packets originating in workloads",),
         ),
-        FelixRule("-p 4", "--jump DROP", ("Drop IPinIP encapped packets originating in workloads",)),
+        FelixRule((protocol("4"),), DROPS, ("Drop IPinIP encapped packets originating in workloads",)),
     )
     return tuple(
-        chain(
-            f"{prefix}{endpoint.device}",
+        FelixChain(
+            alike(f"{prefix}{endpoint.device}"),
             (
-                FelixRule(TRACKED, "--jump ACCEPT", why="replies pass"),
-                FelixRule("-m conntrack --ctstate INVALID", "--jump DROP"),
-                FelixRule("", clear_mark(ACCEPT | PASS)),
+                FelixRule((TRACKED,), ACCEPTS, why="replies pass"),
+                FelixRule((INVALID,), DROPS),
+                FelixRule((), clear_mark(ACCEPT | PASS)),
                 *first,
                 *(rule for tier in tiers for rule in _tier(tier)),
                 *(rule for profile in endpoint.profiles for rule in _profile(profile_prefix, profile)),
-                FelixRule("", "--jump DROP", ("Drop if no profiles matched",)),
+                FelixRule((), DROPS, ("Drop if no profiles matched",)),
             ),
         )
         for prefix, profile_prefix, tiers, first in (
-            ("cali-tw-", "cali-pri-", endpoint.ingress, ()),
-            ("cali-fw-", "cali-pro-", endpoint.egress, () if endpoint.may_tunnel else no_tunnels),
+            (TO_PREFIX, "cali-pri-", endpoint.ingress, ()),
+            (FROM_PREFIX, "cali-pro-", endpoint.egress, () if endpoint.may_tunnel else no_tunnels),
         )
     )
 
 
 def _tier(tier: TierPolicies) -> Iterable[FelixRule]:
-    yield FelixRule("", clear_mark(PASS), (f"Start of tier {tier.tier}",))
+    yield FelixRule((), clear_mark(PASS), (f"Start of tier {tier.tier}",))
     for name in tier.chains:
-        yield FelixRule(unmarked(PASS), f"--jump {name}")
-        yield FelixRule(ALLOWED, "--jump RETURN", ("Return if policy accepted",))
+        yield FelixRule((unmarked(PASS),), jump(name))
+        yield FelixRule((ALLOWED,), RETURNS, ("Return if policy accepted",))
     if not tier.passes:
         comment = f"End of tier {tier.tier}. Drop if no policies passed packet"
-        yield FelixRule(unmarked(PASS), "--jump DROP", (comment,), "a policy selects the pod, and none allowed it")
+        yield FelixRule((unmarked(PASS),), DROPS, (comment,), "a policy selects the pod, and none allowed it")
 
 
 def _profile(prefix: str, profile: str) -> tuple[FelixRule, FelixRule]:
     return (
-        FelixRule("", f"--jump {limited_name(prefix, profile)}"),
-        FelixRule(ALLOWED, "--jump RETURN", ("Return if profile accepted",)),
+        FelixRule((), jump(chain_name(prefix, profile))),
+        FelixRule((ALLOWED,), RETURNS, ("Return if profile accepted",)),
     )
 
 
-def _profiles(endpoints: Sequence[Endpoint]) -> Iterable[Chain]:
+def _profiles(endpoints: Sequence[Endpoint]) -> Iterable[FelixChain]:
     for profile in dict.fromkeys(name for endpoint in endpoints for name in endpoint.profiles):
         yield from _profile_chains(profile)
 
 
 @lru_cache(maxsize=4096)
-def _profile_chains(profile: str) -> tuple[Chain, ...]:
+def _profile_chains(profile: str) -> tuple[FelixChain, ...]:
     """A namespace's profile (``kns.``) allows everything; a service account's (``ksa.``) says nothing."""
     allows = profile.startswith("kns.")
     return tuple(
-        chain(
-            limited_name(prefix, profile),
+        FelixChain(
+            chain_name(prefix, profile),
             (
                 FelixRule(
-                    "",
-                    set_mark(ACCEPT) if allows else "",
+                    (),
+                    set_mark(ACCEPT) if allows else None,
                     (f"Profile {profile} {direction}",),
                     "the namespace's default: allow" if allows else "",
                 ),

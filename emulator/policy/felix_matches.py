@@ -1,7 +1,7 @@
-"""One rule of a policy as iptables can have it: Felix's rules, and the sets that they match.
+"""One rule of a policy as Felix has it: rules that iptables and nftables can carry, and the sets that they match.
 
 iptables takes 15 ports in a match, one address block for each end, and no "or" between ports and a set of named ports.
-Where a rule wants more, Felix writes blocks before it, which work with two scratch marks::
+Where a rule wants more, Felix writes blocks before it, which work with two scratch marks, in nftables mode too::
 
     MARK  clear both                         (or set the first, if the first block is a negated one)
     a block's alternatives, one rule each:   set the mark      (the second one, from the second block on)
@@ -17,22 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import msgspec
 
-from emulator.policy.felix_rules import (
-    SCRATCH_0,
-    SCRATCH_1,
-    FelixRule,
-    clear_mark,
-    ipset_name,
-    marked,
-    set_mark,
-    unique_id,
-    unmarked,
-)
+from emulator.policy import felix_words as say
+from emulator.policy.felix_rules import SCRATCH_0, SCRATCH_1, FelixRule, ipset_name, unique_id
 from emulator.policy.felix_selectors import endpoint_selector
+from emulator.policy.felix_words import Words
 from emulator.policy.model import Direction, Family, IcmpMatch, Peer, PodSet, PortMatch, Rule, Selector, ServiceRef
 
 PORTS_OF_A_MATCH = 15  # multiport's limit; a range counts for two
@@ -86,7 +77,7 @@ class Matched(msgspec.Struct, frozen=True):
     """The blocks that stand before a rule, its match, and the sets that both name."""
 
     blocks: tuple[FelixRule, ...]
-    match: str
+    match: tuple[Words, ...]
     sets: tuple[SetRef, ...]
 
 
@@ -198,11 +189,7 @@ def _of_family(parsed: _Parsed, family: Family) -> bool:
     return all(everything not in given for given in parsed.not_nets.values())
 
 
-# -- to iptables ------------------------------------------------------------------------------------------------
-
-End = Literal["src", "dst"]
-_NET = {"src": "--source", "dst": "--destination"}
-_PORTS = {"src": "--source-ports", "dst": "--destination-ports"}
+# -- to rules ---------------------------------------------------------------------------------------------------
 
 
 def _render(parsed: _Parsed, family: Family) -> Matched:
@@ -232,34 +219,36 @@ def _render(parsed: _Parsed, family: Family) -> Matched:
             parsed.not_nets[end] = []
     words = [*_positive(parsed, splits, family), *_negative(parsed, family)]
     if blocks.rules:
-        words.append(marked(SCRATCH_0))
-    return Matched(tuple(blocks.rules), " ".join(words), tuple(dict.fromkeys(sets)))
+        words.append(say.marked(SCRATCH_0))
+    return Matched(tuple(blocks.rules), tuple(words), tuple(dict.fromkeys(sets)))
 
 
-def _positive(parsed: _Parsed, splits: dict[str, list[list[PortMatch]]], family: Family) -> Iterator[str]:
-    yield from _protocol(parsed.protocol)
+def _positive(parsed: _Parsed, splits: dict[str, list[list[PortMatch]]], family: Family) -> Iterator[Words]:
+    name = _protocol_word(parsed.protocol)
+    yield from _protocol(name)
     for end in ("src", "dst"):
-        yield from (f"{_NET[end]} {net}" for net in parsed.nets[end])
-        yield from (_in(ref, family, end) for ref in parsed.sets[end])
+        yield from (say.net(end, cidr) for cidr in parsed.nets[end])
+        yield from (say.in_set(ipset_name(family, ref.name), family, end) for ref in parsed.sets[end])
         if end == "dst":
-            yield from (_in(ref, family, "dst,dst") for ref in parsed.with_ports)
-        yield from (f"-m multiport {_PORTS[end]} {_listed(ports)}" for ports in splits[end])
-        yield from (_in(ref, family, f"{end},{end}") for ref in parsed.named[end])
+            yield from (_with_port(ref, family, end) for ref in parsed.with_ports)
+        yield from (say.ports(end, _ranges(ports), name) for ports in splits[end])
+        yield from (_with_port(ref, family, end) for ref in parsed.named[end])
     if parsed.icmp is not None and parsed.icmp.type >= 0:
-        yield _icmp(parsed.icmp, family)
+        yield say.icmp(family, parsed.icmp.type, parsed.icmp.code)
 
 
-def _negative(parsed: _Parsed, family: Family) -> Iterator[str]:
+def _negative(parsed: _Parsed, family: Family) -> Iterator[Words]:
+    name = _protocol_word(parsed.protocol)
     if parsed.not_protocol:
-        yield f"! -p {_protocol_word(parsed.not_protocol)}"
+        yield say.protocol(_protocol_word(parsed.not_protocol), wanted=False)
     for end in ("src", "dst"):
-        yield from (f"! {_NET[end]} {net}" for net in parsed.not_nets[end])
-        yield from (_in(ref, family, end, "! ") for ref in parsed.not_sets[end])
+        yield from (say.net(end, cidr, wanted=False) for cidr in parsed.not_nets[end])
+        yield from (say.in_set(ipset_name(family, ref.name), family, end, wanted=False) for ref in parsed.not_sets[end])
         for ports in _split(parsed.not_ports[end]):
-            yield f"-m multiport ! {_PORTS[end]} {_listed(ports)}"
-        yield from (_in(ref, family, f"{end},{end}", "! ") for ref in parsed.not_named[end])
+            yield say.ports(end, _ranges(ports), name, wanted=False)
+        yield from (_with_port(ref, family, end, wanted=False) for ref in parsed.not_named[end])
     if parsed.not_icmp is not None and parsed.not_icmp.type >= 0:
-        yield _icmp(parsed.not_icmp, family, "! ")
+        yield say.icmp(family, parsed.not_icmp.type, parsed.not_icmp.code, wanted=False)
 
 
 class _Blocks:
@@ -268,34 +257,33 @@ class _Blocks:
     def __init__(self, family: Family, protocol: str) -> None:
         self.rules: list[FelixRule] = []
         self._family = family
-        self._protocol = protocol
+        self._protocol = _protocol_word(protocol)
         self._further = False  # than the first block of wanted things
 
     def ports(self, end: str, splits: Iterable[list[PortMatch]], named: Iterable[SetRef]) -> None:
         alternatives = [
-            " ".join([*_protocol(self._protocol), f"-m multiport {_PORTS[end]} {_listed(split)}"]) for split in splits
+            (*_protocol(self._protocol), say.ports(end, _ranges(split), self._protocol)) for split in splits
         ]
-        alternatives += [_in(ref, self._family, f"{end},{end}") for ref in named]
-        self._wanted(alternatives)
+        self._wanted([*alternatives, *((_with_port(ref, self._family, end),) for ref in named)])
 
     def nets(self, end: str, nets: Iterable[str]) -> None:
-        self._wanted([f"{_NET[end]} {net}" for net in nets])
+        self._wanted([(say.net(end, cidr),) for cidr in nets])
 
     def not_nets(self, end: str, nets: Iterable[str]) -> None:
         self._begin(SCRATCH_0)
-        self.rules += [FelixRule(f"{_NET[end]} {net}", clear_mark(SCRATCH_0)) for net in nets]
+        self.rules += [FelixRule((say.net(end, cidr),), say.clear_mark(SCRATCH_0)) for cidr in nets]
 
-    def _wanted(self, alternatives: Iterable[str]) -> None:
+    def _wanted(self, alternatives: Iterable[tuple[Words, ...]]) -> None:
         self._begin(0)
         bit = SCRATCH_1 if self._further else SCRATCH_0
-        self.rules += [FelixRule(match, set_mark(bit)) for match in alternatives]
+        self.rules += [FelixRule(match, say.set_mark(bit)) for match in alternatives]
         if self._further:
-            self.rules.append(FelixRule(unmarked(SCRATCH_1), clear_mark(SCRATCH_0)))
+            self.rules.append(FelixRule((say.unmarked(SCRATCH_1),), say.clear_mark(SCRATCH_0)))
         self._further = True
 
     def _begin(self, bits: int) -> None:
         if not self.rules:
-            self.rules.append(FelixRule("", f"--jump MARK --set-mark {bits:#x}/{SCRATCH_0 | SCRATCH_1:#x}"))
+            self.rules.append(FelixRule((), say.set_masked(bits, SCRATCH_0 | SCRATCH_1)))
 
 
 def _split(ports: Iterable[PortMatch]) -> list[list[PortMatch]]:
@@ -312,25 +300,18 @@ def _split(ports: Iterable[PortMatch]) -> list[list[PortMatch]]:
     return splits
 
 
-def _listed(ports: Iterable[PortMatch]) -> str:
-    return ",".join(
-        f"{port.first}" if port.first == (port.last or port.first) else f"{port.first}:{port.last}" for port in ports
-    )
+def _ranges(ports: Iterable[PortMatch]) -> list[tuple[int, int]]:
+    return [(port.first, port.last or port.first) for port in ports]
 
 
-def _in(ref: SetRef, family: Family, flags: str, negation: str = "") -> str:
-    return f"-m set {negation}--match-set {ipset_name(family, ref.name)} {flags}"
+def _with_port(ref: SetRef, family: Family, end: str, *, wanted: bool = True) -> Words:
+    return say.in_set(ipset_name(family, ref.name), family, end, with_ports=True, wanted=wanted)
 
 
-def _protocol(name: str) -> tuple[str, ...]:
-    return (f"-p {_protocol_word(name)}",) if name else ()
+def _protocol(word: str) -> tuple[Words, ...]:
+    return (say.protocol(word),) if word else ()
 
 
 def _protocol_word(name: str) -> str:
     """numorstring.Protocol.ToV1: names in lower case."""
     return name.lower()
-
-
-def _icmp(icmp: IcmpMatch, family: Family, negation: str = "") -> str:
-    value = f"{icmp.type}" if icmp.code < 0 else f"{icmp.type}/{icmp.code}"
-    return f"-m icmp {negation}--icmp-type {value}" if family == 4 else f"-m icmp6 {negation}--icmpv6-type {value}"

@@ -28,21 +28,22 @@ from itertools import groupby
 
 import msgspec
 
-from emulator.plan.model import Chain
+from emulator.policy import felix_rules
 from emulator.policy.felix_matches import SetRef, matches
-from emulator.policy.felix_rules import (
-    ACCEPT,
-    DENY,
-    LONGEST_CHAIN_NAME,
-    PASS,
-    FelixRule,
-    chain,
-    limited_name,
+from emulator.policy.felix_rules import ACCEPT, DENY, LONGEST_CHAIN_NAME, PASS, FelixChain, FelixRule
+from emulator.policy.felix_selectors import subject_selector
+from emulator.policy.felix_words import (
+    DROPS,
+    LOGS,
+    RETURNS,
+    Words,
+    alike,
+    jump,
     marked,
+    marked_somehow,
     set_mark,
     unmarked,
 )
-from emulator.policy.felix_selectors import subject_selector
 from emulator.policy.model import Action, Direction, Family, Policy, PolicyKind
 
 # Kind as Felix calls it, and short for chains (felix/types/policy_id.go). The last two are those of releases that read
@@ -59,22 +60,21 @@ _PREFIX: dict[Direction, str] = {"ingress": "cali-pi-", "egress": "cali-po-"}
 _GROUP: dict[Direction, tuple[str, str]] = {"ingress": ("cali-gi-", "inbound"), "egress": ("cali-go-", "outbound")}
 _RETURNS_EVERY = 5  # jumps of a group between two looks at the verdict
 _BITS: dict[Action, int] = {"allow": ACCEPT, "pass": PASS, "deny": DENY}
-_LOG = '--jump LOG --log-prefix "calico-packet: " --log-level 5'
 
 
 class Rendered(msgspec.Struct, frozen=True):
     """A policy's chain of one direction and family, and the sets that its rules match."""
 
-    chain: Chain
+    chain: FelixChain
     sets: tuple[SetRef, ...]
 
 
 class Group(msgspec.Struct, frozen=True):
     """What an endpoint's chain jumps to: one policy's chain, or one for several of the same selector (``chain``)."""
 
-    name: str
+    name: Words
     policies: tuple[Policy, ...]
-    chain: Chain | None = None
+    chain: FelixChain | None = None
 
 
 def policy_chain(policy: Policy, direction: Direction, family: Family) -> Rendered:
@@ -85,21 +85,21 @@ def policy_chain(policy: Policy, direction: Direction, family: Family) -> Render
         for found in matches(rule, direction, family):
             rules += [*found.blocks, *_actions(rule.action, found.match)]
             sets.update(dict.fromkeys(found.sets))
-    while rules and rules[-1].action == "--jump RETURN":
+    while rules and rules[-1].action == RETURNS:
         rules.pop()
     comment = f"{_subject(policy)} {direction}"
-    first = rules[0] if rules else FelixRule("", "")
+    first = rules[0] if rules else FelixRule()
     rules[:1] = [FelixRule(first.match, first.action, (comment,), f"{policy.key}, {direction}")]
-    return Rendered(chain(chain_name(policy, direction), rules), tuple(sets))
+    return Rendered(FelixChain(chain_name(policy, direction), tuple(rules)), tuple(sets))
 
 
 @lru_cache(maxsize=16384)
-def _named(kind: PolicyKind, namespace: str, name: str, prefix: str) -> str:
+def _named(kind: PolicyKind, namespace: str, name: str, prefix: str) -> Words:
     short = KINDS[kind][1]
-    return limited_name(prefix, f"{short}/{namespace}/{name}" if namespace else f"{short}/{name}")
+    return felix_rules.chain_name(prefix, f"{short}/{namespace}/{name}" if namespace else f"{short}/{name}")
 
 
-def chain_name(policy: Policy, direction: Direction) -> str:
+def chain_name(policy: Policy, direction: Direction) -> Words:
     """``cali-pi-knp/x/deny``, or with a hash if that is too long."""
     return _named(policy.kind, policy.namespace, policy.name, _PREFIX[direction])
 
@@ -117,8 +117,9 @@ def groups(
         prefix, word = _GROUP[direction]
         lines = (selector, word, str(len(same)), *map(_identity, same))
         digest = hashlib.sha3_224("".join(f"{line}\n" for line in lines).encode()).digest()
-        name = f"{prefix}{base64.urlsafe_b64encode(digest).decode()}"[:LONGEST_CHAIN_NAME]
-        found.append(Group(name, same, chain(name, _group_rules(same, direction))))
+        # Cut for iptables in either mode: MaxPolicyGroupUIDLength
+        name = alike(f"{prefix}{base64.urlsafe_b64encode(digest).decode()}"[:LONGEST_CHAIN_NAME])
+        found.append(Group(name, same, FelixChain(name, tuple(_group_rules(same, direction)))))
     return tuple(found)
 
 
@@ -127,20 +128,19 @@ def _group_rules(policies: Iterable[Policy], direction: Direction) -> list[Felix
     for number, policy in enumerate(policies):
         first = number % _RETURNS_EVERY == 0
         if first and number:
-            verdict = f"-m mark ! --mark 0/{ACCEPT | PASS:#x}"
-            rules.append(FelixRule(verdict, "--jump RETURN", ("Return on verdict",)))
-        match = "" if first else unmarked(ACCEPT | PASS)
-        rules.append(FelixRule(match, f"--jump {chain_name(policy, direction)}", (), policy.key))
+            rules.append(FelixRule((marked_somehow(ACCEPT | PASS),), RETURNS, ("Return on verdict",)))
+        match = () if first else (unmarked(ACCEPT | PASS),)
+        rules.append(FelixRule(match, jump(chain_name(policy, direction)), (), policy.key))
     return rules
 
 
-def _actions(action: Action, match: str) -> list[FelixRule]:
+def _actions(action: Action, match: tuple[Words, ...]) -> list[FelixRule]:
     if action == "log":
-        return [FelixRule(match, _LOG)]
+        return [FelixRule(match, LOGS)]
     bit = _BITS[action]
     return [
         FelixRule(match, set_mark(bit)),
-        FelixRule(marked(bit), "--jump DROP" if action == "deny" else "--jump RETURN"),
+        FelixRule((marked(bit),), DROPS if action == "deny" else RETURNS),
     ]
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from emulator.plan.iptables import rule_text
 from emulator.policy.felix_policies import policy_chain
+from emulator.policy.felix_rules import iptables_chain
 from emulator.policy.model import DIRECTIONS, Family
 from tests.golden.felix_constructs import CONSTRUCTS, OWN, planned, written
 
@@ -26,7 +27,8 @@ def calicos_own(name: str) -> str:
             if OWN[name].rules(direction) is None:
                 continue
             made = policy_chain(OWN[name], direction, family)
-            lines += [f"-A {made.chain.name} {rule_text(rule)}" for rule in made.chain.rules]
+            chain = iptables_chain(made.chain)
+            lines += [f"-A {chain.name} {rule_text(rule)}" for rule in chain.rules]
             lines += [f"# IPv{family} {one.type}: {one.name}" for one in made.sets]
     return "\n".join(lines) + "\n"
 

@@ -22,7 +22,7 @@ from emulator.plan.model import AnyObject, Chain, Family, IpSet, IptablesRules, 
 from emulator.policy.enforcement import enforce
 from emulator.policy.felix_endpoints import host_device
 from emulator.policy.felix_policies import policy_chain
-from emulator.policy.felix_rules import ipset_name
+from emulator.policy.felix_rules import ipset_name, iptables_chain
 from tests.golden.felix_constructs import CONSTRUCTS, OWN, SITE, TOPOLOGY, planned, pod, policy
 
 pytestmark = [pytest.mark.sandbox(timeout=180), pytest.mark.requires("iptables", "iptables-restore", "ipset")]
@@ -69,7 +69,8 @@ def test_the_rules_of_calicos_own_policies_load(applier: Applier) -> None:
         for number, one in enumerate(OWN.values()):
             for direction in ("ingress", "egress"):
                 made = policy_chain(one, direction, family)
-                chains.append(Chain(f"{made.chain.name}.{number}", made.chain.rules))
+                chain = iptables_chain(made.chain)
+                chains.append(Chain(f"{chain.name}.{number}", chain.rules))
                 for ref in made.sets:
                     name = ipset_name(family, ref.name)
                     empty = IpSet(ns=NODE, name=name, type=ref.type, family=family, members=())

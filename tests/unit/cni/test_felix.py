@@ -13,11 +13,13 @@ from collections.abc import Iterator
 import pytest
 
 from emulator.cni import felix
-from emulator.cni.felix import felix_rules
+from emulator.cni.felix import iptables_tables
 from emulator.plan.model import Chain, IptablesRules
 from emulator.policy import felix_rules as rendering
 from emulator.policy.felix_endpoints import Endpoint
-from emulator.policy.felix_rules import ALLOWED, FelixRule, chain, limited_name, rule_hashes, set_mark
+from emulator.policy.felix_rules import ALLOWED, FelixRule, limited_name, rule_hashes
+from emulator.policy.felix_tables import Judging
+from emulator.policy.felix_words import ACCEPTS, DROPS, RETURNS, set_mark
 
 ENDPOINTS = (Endpoint("cali1dac8782bdb", ("kns.kube-system", "ksa.kube-system.coredns")),)
 
@@ -27,13 +29,13 @@ def earlier(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The marks of releases up to v3.30: no bit for drop, and so the scratch bits one place lower."""
     monkeypatch.setattr(felix, "FROM_WORKLOAD", 0x40000)
     monkeypatch.setattr(felix, "ALL_MARKS", 0xF0000)
-    felix._static_filter.cache_clear()
+    felix.layers.cache_clear()
     yield
-    felix._static_filter.cache_clear()
+    felix.layers.cache_clear()
 
 
 def tables(endpoints: tuple[Endpoint, ...] = ENDPOINTS) -> dict[str, IptablesRules]:
-    return {item.table: item for item in felix_rules("node/n1", 4, endpoints)}
+    return {item.table: item for item in iptables_tables("node/n1", 4, Judging(endpoints))}
 
 
 def hashes(rules: IptablesRules, name: str) -> list[str]:
@@ -78,8 +80,8 @@ def test_hashes_are_those_of_real_clusters(table: str, name: str, real: str) -> 
 
 def test_a_profiles_chain_ended_with_a_return_that_is_left_out_today() -> None:
     rules = (
-        FelixRule("", set_mark(0x10000), ("Profile kns.kube-system ingress",)),
-        FelixRule(ALLOWED, "--jump RETURN"),
+        FelixRule((), set_mark(0x10000), ("Profile kns.kube-system ingress",)),
+        FelixRule((ALLOWED,), RETURNS),
     )
     assert rule_hashes("cali-pri-kns.kube-system", rules) == ["J1TyxtHWd0qaBGK-", "QIB6k7eEKdIg73Jp"]
     assert len(next(item for item in tables()["filter"].chains if item.name == "cali-pri-kns.kube-system").rules) == 1
@@ -102,7 +104,7 @@ def test_jumps_from_the_kernels_chains_carry_the_real_hashes_too() -> None:
 
 
 def test_a_hash_covers_every_rule_before_it() -> None:
-    first, second = FelixRule("", "--jump ACCEPT"), FelixRule("", "--jump DROP")
+    first, second = FelixRule((), ACCEPTS), FelixRule((), DROPS)
     assert rule_hashes("cali-x", (first, second))[1] != rule_hashes("cali-x", (second, second))[1]
 
 
@@ -128,7 +130,7 @@ def test_devices_that_share_a_letter_share_a_chain() -> None:
 
 
 def test_every_chain_that_is_jumped_to_exists() -> None:
-    for rules in felix_rules("node/n1", 6, ENDPOINTS):
+    for rules in iptables_tables("node/n1", 6, Judging(ENDPOINTS)):
         names = {item.name for item in rules.chains}
         targets = {
             rule.args[index + 1]
@@ -141,7 +143,4 @@ def test_every_chain_that_is_jumped_to_exists() -> None:
 
 def test_a_node_without_pods_drops_what_claims_to_come_from_one() -> None:
     (rule,) = next(item for item in tables(())["filter"].chains if item.name == "cali-from-wl-dispatch").rules
-    assert (
-        rule
-        == chain("cali-from-wl-dispatch", (FelixRule("", "--jump DROP", ("Unknown interface",), rule.why),)).rules[0]
-    )
+    assert rule.args[-3:] == ("Unknown interface", "--jump", "DROP")

@@ -21,8 +21,9 @@ from emulator.policy.enforcer import Enforcer, PolicyMode
 from emulator.policy.evaluate import evaluate
 from emulator.policy.felix_matches import matches
 from emulator.policy.felix_policies import chain_name, policy_chain
-from emulator.policy.felix_rules import FelixRule, ipset_name, limited_name, rule_hashes, unique_id
+from emulator.policy.felix_rules import FelixRule, ipset_name, iptables_chain, limited_name, rule_hashes, unique_id
 from emulator.policy.felix_selectors import endpoint_selector, subject_selector
+from emulator.policy.felix_words import RETURNS, marked, set_mark
 from emulator.policy.flow import End, Flow
 from emulator.policy.model import Expression, LabelSelector, Peer, PodSet, Policy, PortMatch, Requirement, Rule
 from tests.golden.felix_constructs import SITE, TOPOLOGY, Object, namespace, planned, pod, policy
@@ -54,8 +55,8 @@ def test_rules_of_policies_have_the_hashes_of_real_clusters() -> None:
     peer = Peer(pods=PodSet(namespace="alpha", pods=labels(run="access")))
     (found,) = matches(Rule(peers=(peer,)), "ingress", 4)
     rules = (
-        FelixRule(found.match, "--jump MARK --set-mark 0x10000/0x10000"),
-        FelixRule("-m mark --mark 0x10000/0x10000", "--jump RETURN"),
+        FelixRule(found.match, set_mark(0x10000)),
+        FelixRule((marked(0x10000),), RETURNS),
     )
     assert rule_hashes("cali-pi-_e8MLrhOHDfNlfSa51Ak", rules) == ["sEcu68UJEL6S4gUe", "ylM9819c6tRAOxVz"]
 
@@ -90,14 +91,15 @@ def test_a_policys_selector_is_as_calicos_converter_writes_it() -> None:
     made = Policy("NetworkPolicy", "shop", "it", subject, ())
     wanted = "(projectcalico.org/orchestrator == 'k8s' && app == 'db') && projectcalico.org/namespace == 'shop'"
     assert subject_selector(made) == wanted
-    assert chain_name(made, "egress") == "cali-po-knp/shop/it"
+    assert set(chain_name(made, "egress")) == {"cali-po-knp/shop/it"}
 
 
 def test_negated_selectors_filter_wanted_ones_and_stand_alone_else() -> None:
     wanted, unwanted = PodSet(pods=Expression("a == 'b'"), network_sets=True), PodSet(pods=Expression("has(c)"))
     assert endpoint_selector(wanted, unwanted) == '(a == "b" && !has(c))'
     (alone,) = matches(Rule(peers=(Peer(not_pods=unwanted),)), "ingress", 4)
-    assert "! --match-set" in alone.match
+    assert "! --match-set" in alone.match[0].iptables
+    assert " saddr != @" in alone.match[0].nft
 
 
 # -- rules -------------------------------------------------------------------------------------------------------
@@ -105,10 +107,10 @@ def test_negated_selectors_filter_wanted_ones_and_stand_alone_else() -> None:
 
 def test_a_rule_for_one_family_is_not_in_the_others_table() -> None:
     made = Policy("NetworkPolicy", "x", "it", PodSet(namespace="x"), (Rule(peers=(Peer(nets=("fd00::/8",)),)),))
-    assert [rule.args[-1] for rule in policy_chain(made, "ingress", 4).chain.rules] == [
+    assert [rule.args[-1] for rule in iptables_chain(policy_chain(made, "ingress", 4).chain).rules] == [
         "KubernetesNetworkPolicy x/it ingress"
     ]
-    assert "fd00::/8" in policy_chain(made, "ingress", 6).chain.rules[0].args
+    assert "fd00::/8" in iptables_chain(policy_chain(made, "ingress", 6).chain).rules[0].args
 
 
 def test_every_jump_leads_to_a_chain_and_every_set_is_there() -> None:
@@ -279,4 +281,6 @@ def test_in_spec_mode_a_pod_reaches_its_node_before_its_egress_is_asked() -> Non
 def test_ports_are_grouped_into_the_fewest_ranges() -> None:
     ports = tuple(PortMatch("TCP", first, last) for first, last in ((80, 80), (82, 90), (81, 81), (85, 95)))
     (found,) = matches(Rule(ports=ports), "ingress", 4)
-    assert found.match == "-p tcp -m multiport --destination-ports 80:95"
+    protocol, listed = found.match
+    assert (protocol.iptables, listed.iptables) == ("-p tcp", "-m multiport --destination-ports 80:95")
+    assert (protocol.nft, listed.nft) == ("meta l4proto tcp", "tcp dport { 80-95 }")
