@@ -30,7 +30,7 @@ _ECHO_REQUESTS = (8, 128)
 class Denial(msgspec.Struct, frozen=True, omit_defaults=True):
     """A rule that stopped a packet: in which namespace, at which hook, in which chain and at which place of it (from
     1), its text, whose rule it is and what it is for. ``action`` is what it does; ``program`` and ``table`` say where
-    it stands (``iptables``, ``filter``)."""
+    it stands (``iptables``, ``filter``). ``handle`` is nftables' own number of the rule, 0 where nobody looked."""
 
     ns: str
     hook: Hook
@@ -43,6 +43,7 @@ class Denial(msgspec.Struct, frozen=True, omit_defaults=True):
     component: str
     why: str
     place: str
+    handle: int = 0
 
 
 def denial(hops: Sequence[Hop], index: Index, *, new: bool = False, aims: Collection[Aim] = ()) -> Denial | None:

@@ -79,8 +79,16 @@ def dropper(
         if any(end.kind == "drop" for end in ends):
             return None
         marks = {end.mark for end in ends}
-    ends = Walk(Nftables("filter", seen.version, ruleset.structured, new=new), seen).hook(hook, marks)
-    return _only(ends, "drop") if {end.kind for end in ends} == {"drop"} else None
+    tables = Nftables("filter", seen.version, ruleset.structured, new=new)
+    for at in (hook,) if hook == "OUTPUT" else ("PREROUTING", hook):
+        arrives = seen if at != "PREROUTING" else seen._replace(leaves="")
+        ends = Walk(tables, arrives).hook(at, marks)
+        if {end.kind for end in ends} == {"drop"}:
+            return _only(ends, "drop")
+        if any(end.kind == "drop" for end in ends):
+            return None
+        marks = {end.mark for end in ends}
+    return None
 
 
 def _through(ruleset: Ruleset, hook: str, seen: Seen, marks: set[Mark], nat: str, to: str) -> set[End]:

@@ -18,9 +18,11 @@ _HOOK = re.compile(r"type (\w+) hook (\w+) priority (-?\d+)")
 _COMMENT = re.compile(r'\s*comment "([^"]*)"\s*$')
 _TOKEN = re.compile(r"\{[^}]*\}|\S+")
 _ENDPOINT = re.compile(r"endpoint-[A-Z2-7]{8}-([^/]+/[^/]+)/[a-z]+/([^/_]*)__")
+_HASH = re.compile(r"cali:[A-Za-z0-9_-]{16};( |$)")  # of Felix, which has it in every rule's comment
 _NUMBERED = re.compile(r"\d+ : ((?:goto|jump) \S+?)(?:,|\s|\})")
 
 _OPEN = Verdict("none")
+_NUMBERS = {"1": "icmp", "4": "ipip", "6": "tcp", "17": "udp", "58": "icmpv6", "132": "sctp"}
 
 
 class _Word(NamedTuple):
@@ -40,13 +42,18 @@ class Nftables:
         self._new = new
         self._chains: dict[str, tuple[NftRules, tuple[str, ...]]] = {}
         self._elements: dict[tuple[str, str], NftElement] = {}
+        self._members: dict[str, list[str]] = {}  # of each set that no rule fills
         self._bases: list[tuple[str, int, str]] = []
         for table in self._tables:
-            for part in (table.frame, *table.parts.values()):
+            parts = (table.frame, *table.parts.values())
+            for part in parts:
                 for chain in part.chains:
                     self._chains[chain.name] = (table, chain.rules)
-                for item in part.elements:
-                    self._elements[item.of, item.key] = item
+                self._members.update((one.name, []) for one in part.sets if "dynamic" not in one.flags)
+            for item in (item for part in parts for item in part.elements):
+                key = item.key.replace('"', "")
+                self._elements[item.of, key] = item
+                self._members.setdefault(item.of, []).append(key)
             for chain in table.hooks:
                 self._chains[chain.name] = (table, chain.rules)
                 found = _HOOK.search(chain.hook)
@@ -70,7 +77,8 @@ class Nftables:
         for number, text in enumerate(rules, start=1):
             comment = _COMMENT.search(text)
             plain = _COMMENT.sub("", text)
-            why = comment[1] if comment else _why(chain, plain) or table.why
+            said = _HASH.sub("", comment[1]) if comment else ""
+            why = said or _why(chain, plain) or table.why
             place = f"nft {table.family} {table.name} {chain} rule {number}"
             culprit = Culprit(place, plain, table.component, why, chain, number)
             yield from self._judged(_TOKEN.findall(plain), culprit, seen)
@@ -120,6 +128,8 @@ class Nftables:
                 return _OPEN
             case ["counter", *_] if len(words) == 1:
                 return _OPEN
+            case ["continue" | "notrack" | "log", *_]:
+                return _OPEN
         return None
 
     def _mapped(self, words: list[str], seen: Seen) -> list[tuple[bool | None, Verdict]] | None:
@@ -150,6 +160,10 @@ class Nftables:
                 return seen.source
             case "meta l4proto" | "ip protocol":
                 return seen.protocol
+            case "icmp type" | "icmpv6 type":
+                return str(seen.icmp[0]) if seen.icmp is not None else ""
+            case "icmp code" | "icmpv6 code":
+                return str(seen.icmp[1]) if seen.icmp is not None else ""
             case "th dport" | "tcp dport" | "udp dport" | "sctp dport":
                 return str(seen.target_port)
             case "th sport" | "tcp sport" | "udp sport":
@@ -170,6 +184,8 @@ class Nftables:
                 return None, 4, None
             case ["ct", "original", *_]:
                 return None, 5, None
+            case ["ct", "status", "!=", *_]:
+                return None, 4, None
             case ["ct", "status", *_]:
                 return None, 3, None
             case ["jhash", *_] if "seed" in words:  # which target the hash picks is not worked out
@@ -177,12 +193,18 @@ class Nftables:
             case ["fib", ("daddr" | "saddr") as which, "type", "local", *_]:
                 address = seen.target if which == "daddr" else seen.source
                 return (address in seen.local if seen.local else None), 4, None
-            case ["mark", "and", mask, ("==" | "!=") as how, value, *_]:
+            case ["fib", "saddr", ".", "mark", ".", "iif", "oif", "0", *_]:
+                return (not seen.returns if seen.returns is not None else None), 8, None
+            case ["fib", "saddr", ".", "oif", "type", "!=", "local", *_]:
+                return None, 7, None
+            case ["mark", ("and" | "&"), mask, ("==" | "!=") as how, value, *_]:
                 return True, 5, MarkTest(int(value, 0), int(mask, 0), how == "!=")
-            case ["meta", "mark", "and", mask, ("==" | "!=") as how, value, *_]:
+            case ["meta", "mark", ("and" | "&"), mask, ("==" | "!=") as how, value, *_]:
                 return True, 6, MarkTest(int(value, 0), int(mask, 0), how == "!=")
             case ["counter", *_]:
                 return True, 1, None
+        if (joined := self._joined(words, seen)) is not None:
+            return joined
         for taken in (2, 1):
             field = self._field(" ".join(words[:taken]), seen)
             if field is None or len(words) <= taken:
@@ -192,20 +214,37 @@ class Nftables:
             return (not held if words[taken] == "!=" and held is not None else held), place + 1, None
         return None, 1, None
 
+    def _joined(self, words: list[str], seen: Seen) -> tuple[bool | None, int, MarkTest | None] | None:
+        """A condition on several fields at once, ``ip daddr . meta l4proto . th dport @set``; None if it is another."""
+        end = next((place for place, word in enumerate(words) if word[0] in "@{" or word in ("!=", "==")), 0)
+        if "." not in words[:end]:
+            return None
+        values = [self._field(part, seen) for part in " ".join(words[:end]).split(" . ")]
+        negated = words[end] == "!="
+        place = end + 1 if words[end] in ("!=", "==") else end
+        if None in values or place >= len(words):
+            return None
+        held = self._holds(" . ".join(map(str, values)), words[place])
+        return (not held if negated and held is not None else held), place + 1, None
+
     def _holds(self, value: str, wanted: str) -> bool | None:
         if wanted.startswith("@"):
-            name = wanted[1:]
-            members = [key for of, key in self._elements if of == name]
+            members = self._members.get(wanted[1:])
             # A set that rules fill holds what no plan knows.
-            return _among(value, members) if members else None
+            return _among(value, members) if members is not None else None
         listed = [each.strip() for each in wanted.strip("{} ").split(",")]
-        return _among(value, listed)
+        return _among(value, [_NUMBERS.get(each, each) for each in listed] if not value.isdigit() else listed)
 
 
 def _among(value: str, wanted: Sequence[str]) -> bool | None:
     for each in wanted:
-        if value == each:
+        if value == each or (each.endswith("*") and value.startswith(each[:-1])):
             return True
+        first, hyphen, last = each.partition("-")
+        if hyphen and value.isdigit() and first.isdigit() and last.isdigit():
+            if int(first) <= int(value) <= int(last):
+                return True
+            continue
         try:
             if ip_address(value) in ip_network(each, strict=False):
                 return True
@@ -223,10 +262,14 @@ def _why(chain: str, text: str) -> str:
 
 
 def _marking(words: list[str]) -> Verdict:
-    """``mark or 0x4000``, ``mark xor 0x4000``, ``mark and 0x...``, or a value."""
+    """``mark or 0x4000``, ``mark xor 0x4000``, ``mark and 0x...``, ``mark & 0x... ^ 0x...``, or a value."""
     if words[:1] == ["meta"]:
         words = words[1:]
     match words:
+        case ["mark", "&", value, "^", other, *_]:
+            return Verdict("mark", keep=int(value, 0), flip=int(other, 0))
+        case ["mark", "&", value, *_]:
+            return Verdict("mark", keep=int(value, 0))
         case ["mark", "or", value, *_]:
             return Verdict("mark", keep=WHOLE & ~int(value, 0), flip=int(value, 0))
         case ["mark", "xor", value, *_]:

@@ -187,8 +187,9 @@ def _print_explanation(one: Explanation) -> None:
         click.echo(f"    {line}")
     if one.stopped is not None:
         stopped = one.stopped
+        handle = f" (handle {stopped.handle})" if stopped.handle else ""
         verb = "rejected" if stopped.action == "reject" else "dropped"
-        click.echo(f"  {verb} on {stopped.ns} at {stopped.hook}: {stopped.place}")
+        click.echo(f"  {verb} on {stopped.ns} at {stopped.hook}: {stopped.place}{handle}")
         click.echo(f"    {stopped.text}")
         if stopped.why:
             click.echo(f"    {stopped.component}: {stopped.why}")

@@ -79,15 +79,16 @@ def nft_table(
 
     Parts are named as what they hold is: sets without nftables' hyphen, chains with their layer.
     """
-    parts = {one.name: _set(one) for one in (*sets, *judging.sets)}
+    parts = {one.name: _set(one) for one in judging.sets}
     for chain in (*judging.chains, *_callees_first(judging)):
         made = _part(chain)
         parts[made.chains[0].name] = made
-    frame, hooks = _static(family, tunnelling, own_node)
+    frame, hooks = _static(family, tunnelling, own_node, tuple(sets))
     return NftRules(
         ns=ns,
         family="ip" if family == 4 else "ip6",
         name=TABLE,
+        subject="part",
         frame=frame,
         hooks=hooks,
         parts=parts,
@@ -105,8 +106,10 @@ def _callees_first(judging: Judging) -> Iterator[FelixChain]:
 
 
 @lru_cache(maxsize=256)
-def _static(family: Family, tunnelling: Tunnelling, own_node: bool) -> tuple[NftPart, tuple[NftChain, ...]]:
-    """The frame with maps and chains, and the base chains."""
+def _static(
+    family: Family, tunnelling: Tunnelling, own_node: bool, sets: tuple[IpSet, ...]
+) -> tuple[NftPart, tuple[NftChain, ...]]:
+    """The frame with sets, maps and chains, and the base chains."""
     found = layers(family, tunnelling, own_node)
     chains = [nft_chain(chain, layer.table) for layer in found for chain in layer.chains]
     chains += [nft_chain(chain, LAYER_OF_DISPATCH) for chain in MAPPED_DISPATCH]
@@ -124,7 +127,13 @@ def _static(family: Family, tunnelling: Tunnelling, own_node: bool) -> tuple[Nft
         )
         for layer, hook, kind, priority in _BASE_CHAINS
     )
-    return NftPart(sets=maps, chains=tuple(chains)), hooks
+    parts = [_set(one) for one in sets]
+    frame = NftPart(
+        sets=(*(declared for part in parts for declared in part.sets), *maps),
+        chains=tuple(chains),
+        elements=tuple(element for part in parts for element in part.elements),
+    )
+    return frame, hooks
 
 
 def _base_rules(layer: str, hook: str, first: tuple[FelixRule, ...], last: tuple[FelixRule, ...]) -> Iterator[str]:

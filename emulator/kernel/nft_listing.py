@@ -8,7 +8,7 @@ with like. What rules put into sets by themselves (the clients of session affini
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -16,6 +16,7 @@ import msgspec
 from emulator.plan.model import NftChain, NftPart, NftRules, NftSet
 
 _QUOTED = re.compile(r'"[^"]*"')
+_REFERENCE = re.compile(r"(?:@|jump |goto )([A-Za-z0-9_./-]+)")
 
 
 @dataclass
@@ -132,7 +133,26 @@ def suspects(item: NftRules, there: Listing) -> NftRules | None:
             for subject, part in item.parts.items()
             if any(element.of in elements_differ for element in part.elements)
         }
-    return msgspec.structs.replace(item, parts=parts)
+    return msgspec.structs.replace(item, parts=parts | _referred(item, parts))
+
+
+def _referred(item: NftRules, parts: Mapping[str, NftPart]) -> dict[str, NftPart]:
+    """What those parts refer to in others, empty: chains and sets."""
+    text = "\n".join(
+        line
+        for part in parts.values()
+        for line in (
+            *(rule for chain in part.chains for rule in chain.rules),
+            *(element.verdict for element in part.elements),
+        )
+    )
+    words = set(_REFERENCE.findall(text))
+    return {
+        subject: NftPart(sets=part.sets, chains=tuple(NftChain(chain.name) for chain in part.chains))
+        for subject, part in item.parts.items()
+        if subject not in parts
+        and not words.isdisjoint([*(chain.name for chain in part.chains), *(one.name for one in part.sets)])
+    }
 
 
 def differences(item: NftRules, there: Listing, printed: Listing | None) -> list[str]:
@@ -141,14 +161,15 @@ def differences(item: NftRules, there: Listing, printed: Listing | None) -> list
     wanted = expected(item)
     names = {chain.name: subject for subject, part in item.parts.items() for chain in part.chains}
     if printed is not None:
-        wanted.chains.update(printed.chains)
+        # Chains without rules may stand for others that are as they were given
+        wanted.chains.update((name, rules) for name, rules in printed.chains.items() if rules)
         for name, (head, elements) in printed.sets.items():
             given = wanted.sets[name][1]
             as_given = name in there.sets and there.sets[name][1] == given  # then not all its parts were loaded
             wanted.sets[name] = (head, given if as_given else elements)
     found = []
     for name, rules in wanted.chains.items():
-        of = f" (Service {names[name]})" if name in names else ""
+        of = f" ({item.subject} {names[name]})" if names.get(name, name) != name else ""
         if name not in there.chains:
             found.append(f"chain {name}{of} is not there")
         elif there.chains[name] != rules:

@@ -1,9 +1,9 @@
 """Tables of nftables in parts (:class:`NftRules`), loaded by transactions in the namespace that this thread is in.
 
-What fails is undone, so that the rules of before are in force again, and the error names the Service. Two limits of the
-world outside show only when they are met: without root in the first user namespace nft cannot enlarge its socket's
-buffer, and a transaction must then be smaller (``Message too long``); and kernels before 6.2 take a moment until they
-know that a chain is no longer referred to (``Device or resource busy``).
+What fails is undone, so that the rules of before are in force again, and the error names the part (the Service, say).
+Two limits of the world outside show only when they are met: without root in the first user namespace nft cannot enlarge
+its socket's buffer, and a transaction must then be smaller (``Message too long``); and kernels before 6.2 take a moment
+until they know that a chain is no longer referred to (``Device or resource busy``).
 """
 
 from __future__ import annotations
@@ -161,7 +161,8 @@ def _nft(text: str, step: Transaction) -> None:
 
 def _error(ns: str, item: NftRules | None, refused: _Refused) -> ApplyError:
     words = describe(item) if item is not None else "nftables"
-    subject = f"Service {refused.owner}" if refused.owner else words
+    part = item.subject if item is not None else "part"
+    subject = f"{part} {refused.owner}" if refused.owner else words
     blamed = f"{subject}: " if refused.owner else ""
     found = ApplyError(f"failed to load {words} in {ns}: {blamed}{refused}", subject=subject)
     for note in getattr(refused, "__notes__", ()):

@@ -223,7 +223,7 @@ def _nft(item: NftTable) -> str:
 
 @describe.register
 def _nft_rules(item: NftRules) -> str:
-    return f"nftables table {item.family} {item.name}, {_count(len(item.parts), 'Service')}"
+    return f"nftables table {item.family} {item.name}, {_count(len(item.parts), item.subject)}"
 
 
 @describe.register

@@ -452,14 +452,15 @@ class NftRules(PlanObject, frozen=True, kw_only=True):
     """An nftables table in parts, so that a change of one part costs no more than that part.
 
     The ``frame`` is what the parts refer to: sets, maps and chains. ``parts`` are keyed by subject, and parts that are
-    the same object in two plans (or in two nodes) are not looked at. A part may refer to those before it. ``hooks`` are the base chains: they come last and
-    go first, so that no packet meets a table that is not whole yet. An element of one set and key stands in one part
-    only.
+    the same object in two plans (or in two nodes) are not looked at. A part may refer to those before it. ``hooks`` are
+    the base chains: they come last and go first, so that no packet meets a table that is not whole yet. An element of
+    one set and key stands in one part only. ``subject`` is what parts are called in messages.
     """
 
     family: Literal["ip", "ip6"]
     name: str
     comment: str = ""
+    subject: str = "Service"
     frame: NftPart = NftPart()
     hooks: tuple[NftChain, ...] = ()
     parts: dict[str, NftPart] = {}

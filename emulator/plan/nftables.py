@@ -8,8 +8,8 @@ costs it the square of its size, though; so parts are dealt out to several, each
     removal       [delete table]
 
 Within a transaction references decide the order: elements that point to a chain go before it, chains come before the
-elements and rules that point to them. A part may refer to the frame and to parts that stand before it. A chain whose rules changed is flushed and filled again, so sets that rules fill
-(session affinity) keep what they have learnt.
+elements and rules that point to them. A part may refer to the frame and to parts that stand before it. A chain whose
+rules changed is flushed and filled again, so sets that rules fill (session affinity) keep what they have learnt.
 
 What is put into the text was checked before; it is checked once more here, as a line break or a semicolon would begin
 another command. The syntax is nft(8)'s; the quadratic cost was measured on Linux 6.18.
@@ -98,7 +98,7 @@ def interrupted(old: NftRules, new: NftRules, done: Iterable[str]) -> NftRules:
 
 
 def readable(rules: NftRules) -> Iterator[str]:
-    """The table for people, a line each, Service by Service."""
+    """The table for people, a line each, part by part."""
     for subject, part in (("", rules.frame), *rules.parts.items()):
         if subject:
             yield f"# {subject}"
@@ -133,7 +133,7 @@ def _changed(before: Mapping[str, NftPart], after: Mapping[str, NftPart]) -> lis
         was = before.get(subject)
         if was is not part and was != part:
             found.append(subject)
-    found += [subject for subject in reversed(before) if subject not in after]
+    found += [subject for subject in reversed(list(before)) if subject not in after]
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import msgspec
@@ -15,6 +16,7 @@ from emulator.lab.names import resolve
 from emulator.lab.verdicts import Ask, Cell, MatrixWish
 from emulator.plan.model import Plan
 
+_HANDLE = re.compile(r"^\t\t.*# handle (\d+)$", re.MULTILINE)
 _PROTOCOLS = {"icmp": ("icmp", "icmpv6")}
 
 
@@ -44,6 +46,8 @@ def explain_request(lab: Lab, ask: Ask, style: str) -> Explanation:
     stopped = None
     if not cell.allowed:
         stopped = _stopped(asked, journeys, cell, cluster, plan, source.ns)
+    if stopped is not None and stopped.program == "nft":
+        stopped = _with_handle(lab, stopped)
     return Explanation(
         style=style,
         enforcer=matrix.enforcer,
@@ -53,6 +57,16 @@ def explain_request(lab: Lab, ask: Ask, style: str) -> Explanation:
         journey=asked[-1] if asked else None,
         warnings=(*lab.warnings, *capture.stats.warnings),
     )
+
+
+def _with_handle(lab: Lab, stopped: Denial) -> Denial:
+    """The denial with the number by which nftables itself knows the rule (``nft -a list chain``)."""
+    _, family, table, chain, *_ = stopped.place.split()
+    printed = lab.run(stopped.ns.partition("/")[2], "nft", "-a", "list", "chain", family, table, chain).stdout
+    handles = [int(found) for found in _HANDLE.findall(printed)]
+    if len(handles) < stopped.rule:
+        return stopped
+    return msgspec.structs.replace(stopped, handle=handles[stopped.rule - 1])
 
 
 def deciding(cell: Cell) -> tuple[str, ...]:

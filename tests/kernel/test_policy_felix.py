@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -18,8 +19,10 @@ import pytest
 from emulator import Lab
 from emulator.kernel import registry
 from emulator.lab.records import ProbeRequest
-from emulator.plan.model import IptablesRules
+from emulator.lab.verdicts import Ask
+from emulator.plan.model import IptablesRules, NftRules
 from emulator.policy.felix_endpoints import host_device
+from emulator.scenario.policy_explain import explain_request
 from tests.golden.felix_constructs import TOPOLOGY, Object, namespace, pod, policy
 
 pytestmark = pytest.mark.requires("netns", "veth", "iptables", "ipset", "ip", "mnexec")
@@ -51,14 +54,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def topology(folder: Path, style: str) -> Path:
     text = TOPOLOGY
-    if style == "canal":  # IPv4 pods only
+    if style.startswith("canal"):  # IPv4 pods only
         text = re.sub(r', "fd00[^"]*"', "", text)
     path = folder / "two.yaml"
     path.write_text(text, encoding="utf-8")
     return path
 
 
-@pytest.fixture(scope="module", params=["calico", "canal"])
+@pytest.fixture(scope="module", params=["calico", "canal", "calico+nftables", "canal+nftables"])
 def started(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     path = topology(tmp_path_factory.mktemp("topology"), request.param)
     with Lab(path, request.param) as running:
@@ -109,12 +112,29 @@ def check(
     assert verdicts(lab, list(expected), protocol) == expected
 
 
-def counted(lab: Lab, node: str, chain: str, text: str, family: int = 4) -> int:
-    """The packets that the rule with that text has matched."""
+def in_nftables(lab: Lab) -> bool:
+    return any(isinstance(item, NftRules) and item.name == "calico" for item in lab.plan())
+
+
+def rules_of(lab: Lab, node: str, chain: str, family: int = 4) -> list[tuple[int, str]]:
+    """The rules of a chain of the filter table, each with the packets that it has matched."""
+    if in_nftables(lab):
+        name = f"filter-{chain}"
+        printed = lab.run(node, "nft", "list", "chain", "ip" if family == 4 else "ip6", "calico", name).stdout
+        return [
+            (int(found[1]) if (found := re.search(r"counter packets (\d+)", line)) else 0, line)
+            for line in printed.splitlines()
+            if line.startswith("\t\t")
+        ]
     program = "iptables" if family == 4 else "ip6tables"
     printed = lab.run(node, program, "-t", "filter", "-nvxL", chain).stdout
-    (line,) = [line for line in printed.splitlines() if text in line]
-    return int(line.split()[0])
+    return [(int(line.split()[0]), line) for line in printed.splitlines() if line[:1] == " " and "pkts" not in line]
+
+
+def counted(lab: Lab, node: str, chain: str, text: str, family: int = 4) -> int:
+    """The packets that the rule with that text has matched."""
+    (packets,) = [packets for packets, line in rules_of(lab, node, chain, family) if text in line]
+    return packets
 
 
 def chain_of(lab: Lab, key: str, prefix: str) -> str:
@@ -138,7 +158,7 @@ def test_denied_ingress_is_dropped_on_the_node_of_its_destination(lab: Lab) -> N
         answer = lab.probe("shop/web", "shop/api", 8080, timeout=DEADLINE, family=family)
         assert answer.result.verdict == "dropped"
         assert counted(lab, "n2", ends, END, family) > 0
-        assert END not in lab.run("n1", "iptables", "-S", starts).stdout
+        assert not [line for _, line in rules_of(lab, "n1", starts) if END in line]
     check(lab, [API_WEB], [WEB_API, ("shop/db", "shop/api", 80)])
 
 
@@ -148,7 +168,7 @@ def test_denied_egress_is_dropped_on_the_node_of_its_source(lab: Lab) -> None:
     check(lab, [API_WEB, PROBE_WEB], [WEB_API, WEB_DB])
     for family in families(lab):
         assert counted(lab, "n1", starts, END, family) > 0
-    assert END not in lab.run("n2", "iptables", "-S", ends).stdout
+    assert not [line for _, line in rules_of(lab, "n2", ends) if END in line]
 
 
 def test_egress_and_ingress_must_both_allow_also_on_one_node(lab: Lab) -> None:
@@ -325,14 +345,58 @@ def test_the_trace_of_a_dropped_packet_names_policy_and_rule(lab: Lab) -> None:
         assert word in verdict
 
 
-def test_nobody_but_felix_has_rules_named_as_felixs(lab: Lab) -> None:
+def test_felixs_rules_are_in_one_kind_of_tables_alone(lab: Lab) -> None:
     enforce(lab, policy("deny"))
     owners = {
         item.owner
         for item in lab.plan()
         if isinstance(item, IptablesRules) and any(chain.name.startswith("cali-") for chain in item.chains)
     }
-    assert owners == {"felix"}
+    tables = lab.run("n1", "nft", "list", "tables").stdout.splitlines()
+    if in_nftables(lab):
+        assert owners == set()
+        assert "cali" not in lab.run("n1", "iptables-save").stdout + lab.run("n1", "ipset", "list").stdout
+        assert [f"table {'ip' if family == 4 else 'ip6'} calico" in tables for family in families(lab)]
+    else:
+        assert owners == {"felix"}
+        assert not [line for line in tables if line.endswith(" calico")]
+
+
+def test_explaining_names_nftables_rule_by_its_handle(lab: Lab) -> None:
+    if not in_nftables(lab):
+        pytest.skip("iptables numbers its rules")
+    enforce(lab, policy("deny", podSelector={"matchLabels": {"app": "api"}}))
+    found = explain_request(lab, Ask("shop/web", "shop/api", "tcp", 8080), "calico")
+    assert found.stopped is not None
+    chain = f"filter-{chain_of(lab, 'shop/api', 'cali-tw-')}"
+    assert (found.stopped.program, found.stopped.chain, found.stopped.why) == ("nft", chain, END)
+    printed = lab.run("n2", "nft", "-a", "list", "chain", "ip", "calico", chain).stdout
+    (line,) = [line for line in printed.splitlines() if END in line]
+    assert line.endswith(f"# handle {found.stopped.handle}")
+
+
+def test_a_spoofed_source_is_dropped_before_anything_else(lab: Lab) -> None:
+    script = (
+        "import socket\n"
+        "from scapy.all import IP, UDP, Ether, get_if_hwaddr, sendp\n"
+        "sendp(Ether(dst='ee:ee:ee:ee:ee:ee')/IP(src='198.51.100.9',dst='192.168.50.1')/UDP(dport=9),'eth0',verbose=0)\n"
+    )
+    layer = "raw-cali-PREROUTING"
+
+    def dropped() -> int:
+        if in_nftables(lab):
+            printed = lab.run("n1", "nft", "list", "chain", "ip", "calico", layer).stdout
+            (line,) = [line for line in printed.splitlines() if " drop " in line]
+            found = re.search(r"packets (\d+)", line)
+            assert found is not None
+            return int(found[1])
+        printed = lab.run("n1", "iptables", "-t", "raw", "-nvxL", "cali-PREROUTING").stdout
+        (line,) = [line for line in printed.splitlines() if " DROP " in line]
+        return int(line.split()[0])
+
+    before = dropped()
+    lab.run("shop/web", sys.executable, "-c", script)
+    assert dropped() == before + 1
 
 
 def test_in_spec_mode_a_pod_reaches_its_own_node_whatever_its_egress_policies_say(tmp_path: Path) -> None:
