@@ -30,7 +30,8 @@ _ECHO_REQUESTS = (8, 128)
 class Denial(msgspec.Struct, frozen=True, omit_defaults=True):
     """A rule that stopped a packet: in which namespace, at which hook, in which chain and at which place of it (from
     1), its text, whose rule it is and what it is for. ``action`` is what it does; ``program`` and ``table`` say where
-    it stands (``iptables``, ``filter``). ``handle`` is nftables' own number of the rule, 0 where nobody looked."""
+    it stands (``iptables``, ``filter``; ``nft``, ``ip calico``). ``handle`` is nftables' own number of the rule, 0
+    where nobody looked."""
 
     ns: str
     hook: Hook
@@ -97,12 +98,16 @@ def _told(culprit: Culprit | None, ns: str, hook: Hook) -> Denial | None:
     if culprit is None:
         return None
     program, _, rest = culprit.place.partition(" -t ")
+    table = rest.partition(" ")[0]
+    if program.startswith("nft "):
+        program, family, name, *_ = program.split()
+        table = f"{family} {name}"
     return Denial(
         ns=ns,
         hook=hook,
         action="reject" if "REJECT" in culprit.text or "reject" in culprit.text else "drop",
         program=program.partition(" ")[0],
-        table=rest.partition(" ")[0],
+        table=table,
         chain=culprit.chain,
         rule=culprit.number,
         text=culprit.text,

@@ -169,7 +169,7 @@ KERNEL: tuple[KernelFeature, ...] = (
         "nft-nat",
         _nft("nat", "type nat hook postrouting priority 100; masquerade"),
         "CONFIG_NFT_NAT, CONFIG_NFT_MASQ",
-        "kindnet, kube-proxy nftables",
+        "kindnet, kube-proxy nftables, Felix nftables",
         NFT_NAT,
     ),
     KernelFeature(
@@ -183,7 +183,7 @@ KERNEL: tuple[KernelFeature, ...] = (
         "nft-fib",
         _nft("fib", "type filter hook prerouting priority 0; fib daddr type local accept"),
         "CONFIG_NFT_FIB_INET",
-        "kindnet, kube-proxy nftables",
+        "kindnet, kube-proxy nftables, Felix nftables",
         (*NFT, "nft_fib", "nft_fib_inet"),
     ),
     KernelFeature(
@@ -273,7 +273,7 @@ PROGRAMS: tuple[Program, ...] = (
     Program("iptables-restore", "flannel, calico", {"debian": "iptables", "fedora": "iptables-nft"}, least="1.8"),
     Program(
         "nft-program",
-        "kindnet, loss on links, kube-proxy nftables",
+        "kindnet, loss on links, kube-proxy nftables, Felix nftables",
         {"debian": "nftables", "fedora": "nftables"},
         least="0.9.8",
         file="nft",

@@ -61,8 +61,8 @@ def explain_request(lab: Lab, ask: Ask, style: str) -> Explanation:
 
 def _with_handle(lab: Lab, stopped: Denial) -> Denial:
     """The denial with the number by which nftables itself knows the rule (``nft -a list chain``)."""
-    _, family, table, chain, *_ = stopped.place.split()
-    printed = lab.run(stopped.ns.partition("/")[2], "nft", "-a", "list", "chain", family, table, chain).stdout
+    where = stopped.table.split()
+    printed = lab.run(stopped.ns.partition("/")[2], "nft", "-a", "list", "chain", *where, stopped.chain).stdout
     handles = [int(found) for found in _HANDLE.findall(printed)]
     if len(handles) < stopped.rule:
         return stopped

@@ -6,6 +6,7 @@ in ``shop``, and probe in ``lab`` on n2.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -15,7 +16,7 @@ from emulator.cluster.model import Cluster
 from emulator.cluster.topology import parse_topology
 from emulator.cni.styles import load_style
 from emulator.plan.iptables import rule_text
-from emulator.plan.model import AnyObject, IpSet, IptablesRules
+from emulator.plan.model import AnyObject, IpSet, IptablesRules, NftChain, NftRules, NftSet
 from emulator.policy.enforcement import enforce
 from emulator.policy.enforcer import PolicyMode
 from emulator.policy.model import (
@@ -39,6 +40,7 @@ nodes: [{name: n1, switch: s1}, {name: n2, switch: s1}]
 routers: [{name: tor, switch: s1}]
 """
 Object = dict[str, Any]
+NFTABLES = "calico+nftables"
 
 
 def namespace(name: str, **labels: str) -> Object:
@@ -188,9 +190,11 @@ def cluster(*names: str, mode: PolicyMode = "faithful") -> Cluster:
     return assemble(topology, validate_objects(objects), style.ipam(topology))
 
 
-def planned(*names: str, node: str = "n1", mode: PolicyMode = "faithful") -> tuple[AnyObject, ...]:
+def planned(
+    *names: str, node: str = "n1", mode: PolicyMode = "faithful", style: str = "calico"
+) -> tuple[AnyObject, ...]:
     """What Felix puts into a node."""
-    made = load_style("calico").enforcer(mode)
+    made = load_style(style).enforcer(mode)
     assert made is not None
     known = cluster(*names)
     return tuple(enforce(made, known).node(known, known.node(node)))
@@ -207,6 +211,34 @@ def written(objects: tuple[AnyObject, ...]) -> str:
             lines.append(f"*filter, IPv{item.family}")
             lines += [line for line in _lines(item) if line not in usual]
     return "\n".join(lines) + "\n"
+
+
+def written_for_nft(objects: tuple[AnyObject, ...]) -> str:
+    """The same of nftables mode."""
+    usual = {(table.family, item.name): item for table in _tables(planned(style=NFTABLES)) for item in _things(table)}
+    lines: list[str] = []
+    for table in _tables(objects):
+        lines.append(f"table {table.family} {table.name}")
+        elements = [item for part in table.parts.values() for item in part.elements]
+        for item in _things(table):
+            if usual.get((table.family, item.name)) == item:
+                continue
+            if isinstance(item, NftChain):
+                lines += [f"{item.name}: {rule}" for rule in item.rules] or [f"{item.name}: no rules"]
+            else:
+                members = ", ".join(element.key for element in elements if element.of == item.name)
+                lines.append(f"{item.name} {{ type {item.type}; {' '.join(item.flags)} }}: {members}")
+    return "\n".join(lines) + "\n"
+
+
+def _tables(objects: tuple[AnyObject, ...]) -> list[NftRules]:
+    return [item for item in objects if isinstance(item, NftRules)]
+
+
+def _things(table: NftRules) -> Iterator[NftSet | NftChain]:
+    for part in (table.frame, *table.parts.values()):
+        yield from part.sets
+        yield from part.chains
 
 
 def _lines(item: IptablesRules) -> list[str]:

@@ -6,24 +6,42 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from emulator.cluster.assemble import assemble
 from emulator.cluster.manifests import validate_objects
 from emulator.cluster.topology import parse_topology
+from emulator.cni.felix_nftables import nft_table
 from emulator.cni.styles import load_style
-from emulator.kernel import rulesets
+from emulator.errors import ApplyError
+from emulator.kernel import nft_rules, rulesets
 from emulator.kernel.applier import Applier
 from emulator.kernel.readback import differences
 from emulator.kernel.rule_tools import run_tool
 from emulator.plan.build import build
 from emulator.plan.diff import diff
-from emulator.plan.model import AnyObject, Chain, Family, IpSet, IptablesRules, Namespace, Plan
+from emulator.plan.model import (
+    AnyObject,
+    Chain,
+    Family,
+    IpSet,
+    IptablesRules,
+    Namespace,
+    NftChain,
+    NftPart,
+    NftRules,
+    Plan,
+)
+from emulator.plan.nftables import Transaction
 from emulator.policy.enforcement import enforce
 from emulator.policy.felix_endpoints import host_device
 from emulator.policy.felix_policies import policy_chain
-from emulator.policy.felix_rules import ipset_name, iptables_chain
-from tests.golden.felix_constructs import CONSTRUCTS, OWN, SITE, TOPOLOGY, planned, pod, policy
+from emulator.policy.felix_rules import FelixChain, ipset_name, iptables_chain
+from emulator.policy.felix_tables import Judging
+from emulator.policy.felix_words import alike
+from emulator.policy.model import DIRECTIONS
+from tests.golden.felix_constructs import CONSTRUCTS, NFTABLES, OWN, SITE, TOPOLOGY, planned, pod, policy
 
 pytestmark = [pytest.mark.sandbox(timeout=180), pytest.mark.requires("iptables", "iptables-restore", "ipset")]
 
@@ -42,21 +60,23 @@ def applier() -> Iterator[Applier]:
     made.close()
 
 
-def test_every_constructs_rules_load_and_turn_into_the_next_ones(applier: Applier) -> None:
+@pytest.mark.parametrize("style", ["calico", pytest.param(NFTABLES, marks=pytest.mark.requires("nft-fib"))])
+def test_every_constructs_rules_load_and_turn_into_the_next_ones(applier: Applier, style: str) -> None:
     held = None
     for name in CONSTRUCTS:
-        wanted = plan(planned(name))
+        wanted = plan(planned(name, style=style))
         applier.apply(diff(held, wanted))
         assert differences(wanted, applier) == [], name
         held = wanted
-    wanted = plan(planned())
+    wanted = plan(planned(style=style))
     applier.apply(diff(held, wanted))
     assert differences(wanted, applier) == []
 
 
-def test_all_constructs_together_are_one_set_of_rules(applier: Applier) -> None:
+@pytest.mark.parametrize("style", ["calico", pytest.param(NFTABLES, marks=pytest.mark.requires("nft-fib"))])
+def test_all_constructs_together_are_one_set_of_rules(applier: Applier, style: str) -> None:
     names = ("deny-both", "long-name", "everybody", "same-selector")
-    wanted = plan(planned(*names))
+    wanted = plan(planned(*names, style=style))
     applier.apply(diff(None, wanted))
     assert differences(wanted, applier) == []
 
@@ -80,6 +100,82 @@ def test_the_rules_of_calicos_own_policies_load(applier: Applier) -> None:
     wanted = plan(tuple(objects.values()))
     applier.apply(diff(None, wanted))
     assert differences(wanted, applier) == []
+
+
+@pytest.mark.requires("nft-fib")
+def test_the_rules_of_calicos_own_policies_load_in_nftables(applier: Applier) -> None:
+    tables = []
+    families: tuple[Family, ...] = (4, 6)
+    for family in families:
+        made = [policy_chain(one, direction, family) for one in OWN.values() for direction in DIRECTIONS]
+        chains = [FelixChain(alike(f"cali-{number}"), one.chain.rules) for number, one in enumerate(made)]
+        sets = {
+            ref.name: IpSet(ns=NODE, name=ipset_name(family, ref.name), type=ref.type, family=family, members=())
+            for one in made
+            for ref in one.sets
+        }
+        pools = [
+            IpSet(ns=NODE, name=ipset_name(family, name), type="hash:net", family=family, members=())
+            for name in ("masq-ipam-pools", "all-ipam-pools")
+        ]
+        tables.append(nft_table(NODE, family, Judging((), tuple(chains), tuple(sets.values())), pools))
+    wanted = plan(tuple(tables))
+    applier.apply(diff(None, wanted))
+    assert differences(wanted, applier) == []
+
+
+@pytest.mark.requires("nft-fib")
+def test_a_change_in_nftables_is_one_transaction_that_leaves_the_rest_alone(
+    applier: Applier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another chain's counters and handles stay, and a transaction that fails changes nothing."""
+    fed: list[str] = []
+    run = nft_rules._run
+
+    def recording(step: Transaction) -> None:
+        fed.append(step.text)
+        run(step)
+
+    first, second = plan(planned("pods", style=NFTABLES)), plan(planned("several-peers", style=NFTABLES))
+    applier.apply(diff(None, first))
+    node = applier.net.get("n1")
+    before = node.cmd("nft -a list chain ip calico filter-cali-FORWARD")
+    monkeypatch.setattr(nft_rules, "_run", recording)
+    applier.apply(diff(first, second))
+    assert len(fed) == 1  # the block is of one family
+    chain = "filter-cali-pi-knp/shop/it"
+    assert {line.split()[4] for text in fed for line in text.splitlines() if line.startswith("flush")} == {chain}
+    assert node.cmd("nft -a list chain ip calico filter-cali-FORWARD") == before
+
+    there = node.cmd("nft -s list ruleset")
+    (table,) = [item for item in second if isinstance(item, NftRules) and item.family == "ip"]
+    bad = NftPart(chains=(NftChain("filter-cali-tw-bad", ("counter jump filter-cali-nowhere",)),))
+    broken = msgspec.structs.replace(table, parts={**planned_parts("ports"), "filter-cali-tw-bad": bad})
+    wanted = plan((broken, *(item for item in second if isinstance(item, NftRules) and item.family == "ip6")))
+    with pytest.raises(ApplyError, match="filter-cali-nowhere"):
+        applier.apply(diff(second, wanted))
+    assert node.cmd("nft -s list ruleset") == there
+
+
+def planned_parts(name: str) -> dict[str, NftPart]:
+    (table,) = [item for item in planned(name, style=NFTABLES) if isinstance(item, NftRules) and item.family == "ip"]
+    return table.parts
+
+
+@pytest.mark.requires("nft-fib")
+def test_members_that_contain_each_other_follow_each_other_in_nftables(applier: Applier) -> None:
+    """nftables refuses overlapping ones, which ipset takes."""
+    held = None
+    for members in (("10.0.0.0/8", "10.1.0.0/16", "10.1.0.7"), ("10.1.0.0/16", "10.1.0.7", "10.2.0.1"), ("10.1.0.7",)):
+        one = IpSet(ns=NODE, name="cali40s:x", type="hash:net", family=4, members=members)
+        pools = [
+            IpSet(ns=NODE, name=ipset_name(4, name), type="hash:net", family=4, members=())
+            for name in ("masq-ipam-pools", "all-ipam-pools")
+        ]
+        wanted = plan((nft_table(NODE, 4, Judging((), (), (one,)), pools),))
+        applier.apply(diff(held, wanted))
+        assert differences(wanted, applier) == [], members
+        held = wanted
 
 
 @pytest.mark.requires("veth", "vxlan")

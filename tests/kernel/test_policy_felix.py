@@ -61,7 +61,7 @@ def topology(folder: Path, style: str) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=["calico", "canal", "calico+nftables", "canal+nftables"])
+@pytest.fixture(scope="module", params=["calico", "canal", "calico+nftables"])
 def started(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     path = topology(tmp_path_factory.mktemp("topology"), request.param)
     with Lab(path, request.param) as running:

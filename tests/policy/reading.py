@@ -1,4 +1,4 @@
-"""Reads a node's iptables rules as the kernel would: a second opinion on what enforcers write, without any kernel.
+"""Reads a node's rules as the kernel would: a second opinion on what enforcers write, without any kernel.
 
 It knows the matches and targets that enforcers use, and stops at any other. The packet is the first of a connection.
 """
@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
-from emulator.plan.model import AnyObject, IpSet, IptablesRules, Rule
+from emulator.capture.nft_walk import Nftables
+from emulator.capture.rule_walk import Mark, Seen, Walk
+from emulator.plan.model import AnyObject, IpSet, IptablesRules, NftRules, Rule
 
 ICMP_TYPES = {
     "echo-request": (8, 128),
@@ -177,3 +179,37 @@ def _network(text: str) -> IPv4Network | IPv6Network:
 @cache
 def _address(text: str) -> IPv4Address | IPv6Address:
     return ip_address(text)
+
+
+class NftReader:
+    """The same of nftables, whose rules are read by what explains captures: that must not leave anything open."""
+
+    def __init__(self, objects: Sequence[AnyObject], ns: str, family: int) -> None:
+        tables = [item for item in objects if isinstance(item, NftRules) and item.ns == ns]
+        self._rules = Nftables("filter", family, tables, new=True)
+        self._family = family
+
+    def verdict(self, hook: str, packet: Packet) -> str:
+        """ACCEPT or DROP."""
+        protocol = {"ipv6-icmp": "icmpv6"}.get(packet.protocol, packet.protocol).lower()
+        seen = Seen(
+            self._family,
+            protocol,
+            packet.source,
+            packet.destination,
+            40000,
+            packet.port,
+            packet.incoming if hook != "OUTPUT" else "",
+            packet.outgoing if hook != "INPUT" else "",
+            local=frozenset(packet.local),
+            returns=True,
+            icmp=(packet.icmp, 0) if packet.icmp >= 0 else None,
+        )
+        marks = {Mark(packet.mark)}
+        for at in ("PREROUTING", hook) if hook != "OUTPUT" else (hook,):
+            ends = Walk(self._rules, seen).hook(at, marks)
+            (kind,) = {end.kind for end in ends}
+            if kind == "drop":
+                return "DROP"
+            marks = {end.mark for end in ends}
+        return "ACCEPT"

@@ -3,6 +3,8 @@ what is foretold of them, and step by step they come to the same as at once."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -11,19 +13,19 @@ from emulator.cluster.assemble import assemble
 from emulator.cluster.manifests import validate
 from emulator.cluster.model import Cluster
 from emulator.cluster.topology import parse_topology
+from emulator.cni.style import Style
 from emulator.cni.styles import load_style
-from emulator.plan.model import AnyObject
+from emulator.plan.model import AnyObject, NftRules
 from emulator.policy.compiled import Compiled
 from emulator.policy.enforcement import Enforcement, enforce
 from emulator.policy.enforcer import Enforcer, PolicyMode
 from emulator.policy.evaluate import evaluate
 from emulator.policy.felix_endpoints import host_device
 from emulator.policy.flow import End, Flow
-from tests.policy.reading import Packet, Reader
+from tests.policy.reading import NftReader, Packet, Reader
 from tests.policy.worlds import TOPOLOGY, changed, worlds
 
 TWO = parse_topology(TOPOLOGY, "policies.yaml")
-STYLE = load_style("calico")
 HOSTS = {4: ("172.31.0.10", "203.0.113.7"), 6: ("fd00:31::10", "2001:db8::7")}
 PROBED = (("TCP", 80), ("UDP", 53), ("TCP", 81), ("SCTP", 80), ("UDP", 4789))
 ECHO = {4: (8, 0), 6: (128, 0)}
@@ -47,7 +49,7 @@ def flows(cluster: Cluster, family: int) -> list[Flow]:
     ]
 
 
-def read(readers: dict[str, Reader], cluster: Cluster, flow: Flow) -> bool:
+def read(readers: Mapping[str, Reader | NftReader], cluster: Cluster, flow: Flow) -> bool:
     """Whether the rules of the nodes on the way let the flow's first packet pass."""
     pods = {pod.key: pod for pod in cluster.pods}
     nodes = {key: pod.node for key, pod in pods.items()} | {node.name: node.name for node in cluster.nodes}
@@ -77,7 +79,8 @@ def read(readers: dict[str, Reader], cluster: Cluster, flow: Flow) -> bool:
 def judged_alike(cluster: Cluster, compiled: Compiled, enforcer: Enforcer) -> None:
     objects: list[AnyObject] = [item for node in cluster.nodes for item in enforcer.node(cluster, compiled, node)]
     for family in (4, 6):
-        readers = {node.name: Reader(objects, node.ns, family) for node in cluster.nodes}
+        reader = NftReader if any(isinstance(item, NftRules) for item in objects) else Reader
+        readers = {node.name: reader(objects, node.ns, family) for node in cluster.nodes}
         for flow in flows(cluster, family):
             expected = evaluate(compiled, flow).allowed
             deviation = enforcer.deviates(compiled, flow, allowed=expected)
@@ -92,8 +95,19 @@ def judged_alike(cluster: Cluster, compiled: Compiled, enforcer: Enforcer) -> No
 def test_the_rules_of_every_step_are_what_the_specification_and_felix_say(
     mode: PolicyMode, data: st.DataObject
 ) -> None:
+    steps(load_style("calico"), mode, data)
+
+
+@pytest.mark.parametrize("mode", ["spec", "faithful"])
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_and_so_are_those_of_nftables(mode: PolicyMode, data: st.DataObject) -> None:
+    steps(load_style("calico+nftables"), mode, data)
+
+
+def steps(style: Style, mode: PolicyMode, data: st.DataObject) -> None:
     world = data.draw(worlds(spaces=2, each=2, policies_max=5))
-    ipam, enforcer = STYLE.ipam(TWO), STYLE.enforcer(mode)
+    ipam, enforcer = style.ipam(TWO), style.enforcer(mode)
     assert enforcer is not None
     cluster: Cluster | None = None
     before: Enforcement | None = None
@@ -102,7 +116,7 @@ def test_the_rules_of_every_step_are_what_the_specification_and_felix_say(
         cluster = assemble(TWO, validate(list(world.objects)).objects, ipam, cluster)
         before = enforce(enforcer, cluster, before)
         judged_alike(cluster, before.compiled, enforcer)
-        anew = STYLE.enforcer(mode)
+        anew = style.enforcer(mode)
         assert anew is not None
         for node in cluster.nodes:
             if node.name not in parts or not before.keeps(node):
