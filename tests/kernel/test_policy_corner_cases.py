@@ -136,7 +136,12 @@ def test_a_terminating_pod_stays_subject_and_peer_until_it_has_ended_and_then_le
 def _mentioned(lab: Lab, address: str) -> bool:
     """Whether any node's sets or rules hold the address."""
     word = re.compile(rf"(?<![\w.:]){re.escape(address)}(?![\w.:])")
-    commands = (("ipset", "save"), ("iptables-save", "-t", "filter"), ("ip6tables-save", "-t", "filter"))
+    commands = (
+        ("ipset", "save"),
+        ("iptables-save", "-t", "filter"),
+        ("ip6tables-save", "-t", "filter"),
+        ("nft", "list", "ruleset"),
+    )
     return any(word.search(lab.run(node, *command).stdout) for node in NODES for command in commands)
 
 
@@ -175,7 +180,9 @@ def _denials(lab: Lab, node: str, family: Family) -> int:
     """The packets that a node's rules have dropped or rejected."""
     program = "iptables" if family == 4 else "ip6tables"
     printed = lab.run(node, program, "-t", "filter", "-nvxL").stdout
-    return sum(int(found[1]) for found in re.finditer(r"^\s*(\d+)\s+\d+\s+(?:DROP|REJECT)\s", printed, re.MULTILINE))
+    printed += lab.run(node, "nft", "list", "ruleset", "ip" if family == 4 else "ip6").stdout
+    dropping = r"^\s*(\d+)\s+\d+\s+(?:DROP|REJECT)\s|counter packets (\d+) bytes \d+ (?:drop|reject)\b"
+    return sum(int(found[1] or found[2]) for found in re.finditer(dropping, printed, re.MULTILINE))
 
 
 def test_a_refused_policy_leaves_the_one_before_in_force(place: Place) -> None:

@@ -54,7 +54,7 @@ class Asked:
     expected: Verdict
 
 
-@pytest.fixture(scope="module", params=[*enforcing(), "calico+nftables"])  # Felix by either kind of tables
+@pytest.fixture(scope="module", params=enforcing())
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     patch = pytest.MonkeyPatch()
     patch.setenv(registry.BASE_VARIABLE, str(tmp_path_factory.mktemp("labs")))

@@ -11,7 +11,8 @@ from tests.policy.worlds import TOPOLOGY
 
 OUTSIDE_PORT = 80  # of the host outside
 IPV4_ONLY = ("canal",)
-MODES: tuple[str, ...] = ()  # ``NAME:MODE`` of styles that enforce in another way than by default
+# ``NAME:MODE`` or ``NAME+PROXY`` of styles that enforce in another way than by default
+MODES: tuple[str, ...] = ("calico+nftables",)
 
 
 def enforcing() -> list[str]:
