@@ -306,6 +306,8 @@ def _translated(
     who = translation(machine.ruleset, seen, new.target, new.target_port, new.source)
     if who.target is not None:
         reasons.append(_rule(who.target))
+    elif (old.target, old.target_port) != (new.target, new.target_port):
+        reasons += _scheduled(old, new, machine)
     if who.source is not None:
         reasons.append(_rule(who.source))
     elif who.table is not None:
@@ -314,6 +316,15 @@ def _translated(
         answer = (new.protocol, new.target, new.source, *_ports(new))
         translations[hop.ns, answer] = reasons[-1]
     return reasons
+
+
+def _scheduled(old: Packet, new: Packet, machine: Planned) -> list[Reason]:
+    """The virtual server of IPVS that sent the packet to one of its real servers."""
+    item, server = machine.virtual.get((old.protocol, old.target, old.target_port), (None, None))
+    if item is None or server is None or (new.target, new.target_port) not in server.targets:
+        return []
+    words = f"ipvs {server.name} {server.scheduler} -> {new.target} port {new.target_port}"
+    return [Reason(words, item.component, "a virtual server: this endpoint was chosen")]
 
 
 def _reassembled(hop: Hop, before: Hop, machine: Planned) -> list[Reason]:

@@ -24,6 +24,7 @@ from emulator.plan.model import (
     Ipip,
     IpSet,
     IptablesRules,
+    IpvsServers,
     Neighbour,
     NftRules,
     NftTable,
@@ -36,6 +37,7 @@ from emulator.plan.model import (
     Sysctl,
     Tun,
     Veth,
+    VirtualServer,
     Vxlan,
     Wireguard,
     WireguardPeer,
@@ -80,6 +82,7 @@ class Planned:
         self.nft: list[NftTable] = []
         self.proxies: list[ProxyRules] = []
         self.structured: list[NftRules] = []
+        self.virtual: dict[tuple[str, str, int], tuple[IpvsServers, VirtualServer]] = {}  # protocol, address, port
         self.rules: list[PolicyRule] = []
         self.targets: dict[int, list[_Target]] = {}  # by table
         self._best: dict[str, Route | Address | None] = {}
@@ -264,6 +267,9 @@ class Index:
                 machine.proxies.append(item)
             case NftRules():
                 machine.structured.append(item)
+            case IpvsServers():
+                for server in item.servers.values():
+                    machine.virtual[server.protocol.lower(), server.address, server.port] = item, server
             case File():
                 self._claims[item.ns, item.path] = announced(item)
             case Daemon():

@@ -499,6 +499,11 @@ class VirtualServer(msgspec.Struct, frozen=True, omit_defaults=True):
         address = f"[{self.address}]" if ":" in self.address else self.address
         return f"{self.protocol} {address}:{self.port}"
 
+    @property
+    def targets(self) -> set[tuple[str, int]]:
+        """Addresses and ports of its real servers."""
+        return {(each.address, each.port) for each in self.servers}
+
 
 class IpvsServers(PlanObject, frozen=True, kw_only=True):
     """The virtual servers of one family, by their names (``TCP 10.96.0.1:443``).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
+import msgspec
 import pytest
 from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.l2 import ARP, Ether
@@ -15,10 +16,13 @@ from emulator.capture.follow import follow
 from emulator.capture.model import Direction, Event, Journey
 from emulator.cluster.assemble import assemble
 from emulator.cluster.model import Cluster, Pod
+from emulator.cluster.services import Endpoint, EndpointPort, EndpointSlice, Service, ServicePort
 from emulator.cluster.topology import load_topology
 from emulator.cni.styles import load_style
 from emulator.plan.build import build
 from emulator.plan.model import Plan, Veth, Vxlan
+from emulator.proxy.model import ProxySettings
+from emulator.proxy.modes import load_proxy
 
 ANY = "0a:0a:0a:0a:0a:0a"
 
@@ -267,6 +271,29 @@ def test_masquerading_names_its_rule_for_the_request_and_for_the_reply(style: st
     assert request.hops[2].reasons[0].subject.startswith(rule)
     assert reply.hops[1].reasons[0].subject.startswith(rule)
     assert reply.hops[1].reasons[0].component == "conntrack"
+
+
+def test_ipvs_names_its_virtual_server_for_the_request_and_for_the_reply() -> None:
+    style = "kube-router"
+    cluster, plan = planned(style)
+    a, b = pod(style, "n1"), pod(style, "n2")
+    source, target, vip = a.addresses[0], b.addresses[0], "10.96.0.41"
+    made = Service("default", "web", "ClusterIP", cluster_ips=(vip,), ports=(ServicePort("", "UDP", 80, 8080),))
+    ends = EndpointSlice("default", "web-1", "web", 4, (EndpointPort("", "UDP", 8080),), (Endpoint(target, "n2"),))
+    served = msgspec.structs.replace(cluster, services=(made,), slices=(ends,))
+    plan = build(served, load_style(style), proxy=load_proxy("kube-router", ProxySettings()))
+    port = host_end(style, a)
+    events = [
+        event(0, a.ns, "eth0", "out", datagram(source, vip, 64)),
+        event(1, "node/n1", port, "in", datagram(source, vip, 64)),
+        event(2, "node/n1", "eth0", "out", datagram(source, target, 63, dport=8080)),
+        event(9, "node/n1", "eth0", "in", datagram(target, source, 63, sport=8080, dport=4000)),
+        event(10, "node/n1", port, "out", datagram(vip, source, 62, sport=80, dport=4000)),
+    ]
+    request, reply = explain(follow(events).journeys, plan)
+    named = f"ipvs UDP {vip}:80 rr -> {target} port 8080"
+    assert named in subjects(request, 2)
+    assert [reason.component for reason in reply.hops[1].reasons if reason.subject == named] == ["conntrack"]
 
 
 def test_what_no_rule_can_have_done_has_no_reason() -> None:
