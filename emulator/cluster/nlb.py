@@ -30,7 +30,8 @@ _WITHOUT_EFFECT = (
     "access_logs.",
     "dns_record.client_routing_policy",
 )
-_NOT_EMULATED = ("proxy-protocol", "ssl-cert", "eip-allocations", "target-node-labels")
+_NOT_EMULATED = ("proxy-protocol", "ssl-cert", "eip-allocations", "target-node-labels", "security-groups")
+SOURCE_RANGES = "service.beta.kubernetes.io/load-balancer-source-ranges"
 _SECONDS, _COUNTS, _PORTS = range(5, 301), range(2, 11), range(1, 65536)  # as AWS takes them
 _TIMEOUTS = range(2, 121)
 
@@ -72,6 +73,10 @@ def nlb_settings(service: Service, balancer: LoadBalancer) -> NlbSettings:
     for name in _NOT_EMULATED:
         if name in annotations:
             raise Denied(f"the annotation aws-load-balancer-{name} is not emulated")
+    if SOURCE_RANGES in service.annotations:
+        raise Denied(
+            "the annotation load-balancer-source-ranges is not emulated: there is spec.loadBalancerSourceRanges"
+        )
     if annotations.get("ip-address-type", "ipv4") != "ipv4":
         raise Denied("the annotation aws-load-balancer-ip-address-type must be ipv4: the VPC has nothing else")
     for port in service.ports:

@@ -11,7 +11,7 @@ import pytest
 from emulator.cluster.eni_ipam import EniPools
 from emulator.cluster.load_balancer import with_addresses
 from emulator.cluster.model import HealthTimes, LoadBalancer, Topology
-from emulator.cluster.nlb import PREFIX, Denied, NlbSettings, nlb_settings
+from emulator.cluster.nlb import PREFIX, SOURCE_RANGES, Denied, NlbSettings, nlb_settings
 from emulator.cluster.services import Ingress, Service, ServicePort
 from emulator.cluster.topology import load_topology
 from emulator.cni.styles import load_style
@@ -102,12 +102,19 @@ def test_what_a_service_does_not_say_the_topology_may() -> None:
         ("target-group-attributes", "target_failover.on_unhealthy=rebalance", "not emulated"),
         ("attributes", "zonal_shift.config.enabled=true", "not emulated"),
         ("ssl-cert", "arn:aws:acm:x", "not emulated"),
+        ("security-groups", "sg-1", "not emulated"),
         ("ip-address-type", "dualstack", "must be ipv4"),
     ],
 )
 def test_what_cannot_be_is_denied_with_the_reason(name: str, text: str, reason: str) -> None:
     with pytest.raises(Denied, match=reason):
         settings((name, text))
+
+
+def test_source_ranges_are_the_specs_alone() -> None:
+    annotated = msgspec.structs.replace(service(), annotations={SOURCE_RANGES: "203.0.113.0/24"})
+    with pytest.raises(Denied, match=r"there is spec\.loadBalancerSourceRanges"):
+        nlb_settings(annotated, BALANCER)
 
 
 def test_there_is_no_sctp() -> None:
