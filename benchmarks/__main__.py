@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import commands, dns_rate, every_style, first_packet, service_changes, services, use_labs
+from benchmarks import commands, dns_rate, every_style, first_packet, policies, service_changes, services, use_labs
 from benchmarks.figures import HEADERS, Figure, as_json, as_markdown, cells, describe, machine
 from emulator.kernel.registry import BASE_VARIABLE
 
@@ -38,6 +38,7 @@ BENCHMARKS: dict[str, Callable[[bool], list[Figure]]] = {
     "fifty-by-bgp": every_style.fifty_by_bgp,
     "services": services.services,
     "service-changes": service_changes.service_changes,
+    "policies": policies.policies,
     "first-packet": first_packet.first_packet,
     "dns": dns_rate.dns,
     "demo": commands.demo,
