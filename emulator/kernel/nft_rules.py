@@ -19,6 +19,7 @@ import msgspec
 
 from emulator.errors import ApplyError, CnilabError, Unsupported
 from emulator.kernel.nft_chains import ChainReader
+from emulator.kernel.nft_messages import commit
 from emulator.plan.describe import describe
 from emulator.plan.model import NftRules
 from emulator.plan.nftables import PARTS_AT_ONCE, Transaction, interrupted, transactions
@@ -109,7 +110,7 @@ def _so_far(old: NftRules | None, new: NftRules, done: Sequence[str]) -> NftRule
 
 
 def _run(step: Transaction) -> None:
-    if not step.lines and not step.sweep:
+    if (not step.lines and not step.sweep) or commit((*step.lines, *step.sweep)):
         return
     try:
         _nft(step.text, step)

@@ -215,13 +215,13 @@ def test_a_table_in_several_transactions_is_the_same_and_hooked_last(
 ) -> None:
     rulesets._nft._at_once = 5
     hooks: list[bool] = []
-    real = nft_rules._nft
+    real = nft_rules._run
 
-    def spy(text: str, step: Any) -> None:
-        real(text, step)
+    def spy(step: Any) -> None:
+        real(step)
         hooks.append("hook prerouting" in printed("list", "ruleset"))
 
-    monkeypatch.setattr(nft_rules, "_nft", spy)
+    monkeypatch.setattr(nft_rules, "_run", spy)
     (planned,) = many(12)
     rulesets.load([planned], [], ignore)
 
