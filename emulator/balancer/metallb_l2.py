@@ -75,7 +75,6 @@ class MetalLbL2:
             argv=(SPEAKER, SPEAKER_CONFIG, SPEAKER_SOCKET),
             module="emulator.kernel.metallb_speaker",
             files=(SPEAKER_CONFIG,),
-            reload=(SPEAKER, "--reload", SPEAKER_SOCKET),
             ready_socket=SPEAKER_SOCKET,
             component=COMPONENT,
             why="answers ARP and NDP for the addresses that this node announces, and asks the others if they are alive",

@@ -66,7 +66,6 @@ def udp_backend(cluster: Cluster, node: Node, settings: Settings) -> Iterator[An
         argv=(PROXY, PROXY_CONFIG, PROXY_SOCKET),
         module="emulator.kernel.flannel_proxy",
         files=(PROXY_CONFIG,),
-        reload=(PROXY, "--reload", PROXY_SOCKET),
         ready_socket=PROXY_SOCKET,
         component=STAND_IN,
         why=f"carries packets in UDP {settings.port}, and takes one from their TTL on either side",

@@ -8,7 +8,7 @@ the error goes to the caller; if even that fails, the lab is ``broken`` and must
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from emulator.errors import CnilabError
@@ -52,7 +52,7 @@ T = TypeVar("T")
 
 _RULESETS = (IptablesRules, NftTable, NftRules, IpvsServers, IpSet, ProxyRules)
 # What can be loaded before the devices that it names are there
-_BEFORE_DEVICES = (IptablesRules, IpSet)
+_BEFORE_DEVICES = (IptablesRules, IpSet, NftTable)
 _NOT_WIRED = (*_RULESETS, Offloads, Impairment, File, Daemon, CniAttachment, WireguardPeer)
 
 
@@ -201,6 +201,7 @@ class Applier:
         early = [item for item in rules if isinstance(item, _BEFORE_DEVICES) and item.ns not in born]
         changed_early = [pair for pair in changed if isinstance(pair[1], _BEFORE_DEVICES)]
         self.rulesets.load(early, changed_early, journal.put)
+        judges = self._tell_judges(added, replaced, born, journal)
         wired: list[Wired] = [item for item in added if not isinstance(item, _NOT_WIRED)]
         rewired: list[Any] = [pair for pair in replaced if not isinstance(pair[1], _NOT_WIRED)]
         if wired or rewired:
@@ -213,9 +214,12 @@ class Applier:
             [pair for pair in changed if not isinstance(pair[1], _BEFORE_DEVICES)],
             journal.put,
         )
-        write_files(self.net, _of([*added, *(new for _, new in replaced)], File), journal.put)
-        daemons = _of(added, Daemon)
-        restarted = [(old, new) for old, new in replaced if isinstance(old, Daemon) and isinstance(new, Daemon)]
+        written = _files(judges)
+        files = _of([*added, *(new for _, new in replaced)], File)
+        write_files(self.net, [item for item in files if (item.ns, item.path) not in written], journal.put)
+        ready = {item.key for item in judges}
+        daemons = [item for item in _of(added, Daemon) if item.key not in ready]
+        restarted = [pair for pair in _daemon_pairs(replaced) if pair[1].key not in ready]
         if daemons or restarted:
             progress(f"starting {len(daemons) + len(restarted)} daemons")
         self.supervisor.start(daemons, journal.put)
@@ -225,6 +229,24 @@ class Applier:
         if attached := _of(added, CniAttachment):
             progress(f"running CNI plugins for {len(attached)} pods")
             self._attach(attached, journal)
+
+    def _tell_judges(
+        self,
+        added: Sequence[AnyObject],
+        replaced: Sequence[tuple[AnyObject, AnyObject]],
+        born: Collection[str],
+        journal: _Journal,
+    ) -> list[Daemon]:
+        """Start and reload the daemons that decide on packets, in machines that are there already; those daemons."""
+        fresh = [item for item in _of(added, Daemon) if item.before_devices and item.ns not in born]
+        pairs = [pair for pair in _daemon_pairs(replaced) if pair[1].before_devices]
+        judges = [*fresh, *(new for _, new in pairs)]
+        read = _files(judges)
+        files = _of([*added, *(new for _, new in replaced)], File)
+        write_files(self.net, [item for item in files if (item.ns, item.path) in read], journal.put)
+        self.supervisor.start(fresh, journal.put)
+        self.supervisor.change(pairs, journal.put)
+        return judges
 
     def restart(self, ns: str, name: str) -> None:
         """Start a daemon again; one that serves a WireGuard device is told everything anew. Raises NotFound,
@@ -348,6 +370,15 @@ def _require_devices(added: Iterable[AnyObject]) -> None:
         from emulator.kernel.capabilities import require
 
         require(needed)
+
+
+def _daemon_pairs(replaced: Iterable[tuple[AnyObject, AnyObject]]) -> list[tuple[Daemon, Daemon]]:
+    return [(old, new) for old, new in replaced if isinstance(old, Daemon) and isinstance(new, Daemon)]
+
+
+def _files(daemons: Iterable[Daemon]) -> set[tuple[str, str]]:
+    """The files that daemons read, by namespace and path."""
+    return {(item.ns, path) for item in daemons for path in item.files}
 
 
 def _of(items: Iterable[AnyObject], kind: type[T]) -> list[T]:

@@ -47,7 +47,8 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 @dataclass(frozen=True)
 class DaemonStatus:
-    """How a daemon is. ``code`` is its exit status, negative for a signal; ``log`` its last lines."""
+    """How a daemon is. ``code`` is its exit status, negative for a signal; ``log`` its last lines; ``loss`` what goes
+    undone without it."""
 
     ns: str
     name: str
@@ -55,6 +56,7 @@ class DaemonStatus:
     pid: int
     code: int | None
     log: tuple[str, ...]
+    loss: str = ""
 
 
 @dataclass
@@ -123,7 +125,7 @@ class Supervisor:
         for old, new in pairs:
             running = self._daemons.get((new.ns, new.name))
             alive = running is not None and running.state in ("starting", "running")
-            if alive and new.reload and (old.argv, old.ready_socket) == (new.argv, new.ready_socket):
+            if alive and (new.reload or new.module) and (old.argv, old.ready_socket) == (new.argv, new.ready_socket):
                 self._reload(new)
                 done(new)
             else:
@@ -183,6 +185,7 @@ class Supervisor:
                     running.process.pid,
                     running.process.returncode,
                     tuple(running.lines),
+                    running.item.loss,
                 )
                 for running in self._daemons.values()
             ]
@@ -273,9 +276,13 @@ class Supervisor:
                 raise DaemonError(_obituary(running), log=tuple(running.lines))
 
     def _reload(self, item: Daemon) -> None:
+        if item.module:
+            self._tell(item)
+            return
+
         def body() -> subprocess.CompletedProcess[str]:
             return subprocess.run(
-                _command(item, item.reload),
+                item.reload,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
@@ -291,6 +298,20 @@ class Supervisor:
         if result.returncode:
             said = (result.stdout + result.stderr).strip()
             raise DaemonError(f"failed to reload {item.name} in {item.ns}: {said}", log=tuple(said.splitlines()))
+
+    def _tell(self, item: Daemon) -> None:
+        """Modules of ours read their files again when somebody connects, and close the connection when they have."""
+
+        def body() -> None:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
+                caller.settimeout(RELOAD_TIMEOUT)
+                caller.connect(item.ready_socket)
+                caller.recv(1)
+
+        try:
+            within(self._net.handle(item.ns), body)
+        except OSError as error:
+            raise DaemonError(f"failed to reload {item.name} in {item.ns}: {error}") from error
 
     def _watch(self) -> None:
         while True:

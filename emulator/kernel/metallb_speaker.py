@@ -441,15 +441,5 @@ def serve(path: str, control_path: str) -> None:
     speaker.run()
 
 
-def reload(control_path: str) -> None:
-    """Have the speaker that listens there read its file again; returns when it has."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
-        caller.connect(control_path)
-        caller.recv(1)
-
-
 if __name__ == "__main__":
-    if sys.argv[1] == "--reload":
-        reload(sys.argv[2])
-    else:
-        serve(sys.argv[1], sys.argv[2])
+    serve(sys.argv[1], sys.argv[2])

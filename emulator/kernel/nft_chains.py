@@ -16,7 +16,8 @@ NFNL_SUBSYS_NFTABLES = 10
 GET_CHAIN, GET_RULE = 4, 7
 CHAIN_TABLE, CHAIN_NAME, CHAIN_HOOK = 1, 3, 4
 RULE_TABLE, RULE_CHAIN = 1, 2
-FAMILIES = {"ip": socket.AF_INET, "ip6": socket.AF_INET6}
+Family = Literal["ip", "ip6", "inet"]
+FAMILIES: dict[Family, int] = {"ip": socket.AF_INET, "ip6": socket.AF_INET6, "inet": 1}  # NFPROTO_INET
 
 
 class ChainReader:
@@ -31,7 +32,7 @@ class ChainReader:
     def __exit__(self, *_exc: object) -> None:
         self._socket.close()
 
-    def hooked(self, family: Literal["ip", "ip6"], table: str, chain: str) -> bool | None:
+    def hooked(self, family: Family, table: str, chain: str) -> bool | None:
         """Whether the chain is a base chain; None if there is none of that name. Raises OSError."""
         asked = _message(GET_CHAIN, NLM_F_ACK, family, {CHAIN_TABLE: table, CHAIN_NAME: chain})
         try:
@@ -40,7 +41,7 @@ class ChainReader:
             return None
         return any(CHAIN_HOOK in attributes(body, 0) for body in found)
 
-    def rules(self, family: Literal["ip", "ip6"], table: str, chain: str) -> int:
+    def rules(self, family: Family, table: str, chain: str) -> int:
         """How many rules the chain has; 0 if there is none of that name. Raises OSError."""
         asked = _message(GET_RULE, NLM_F_DUMP, family, {RULE_TABLE: table, RULE_CHAIN: chain})
         try:
@@ -49,6 +50,6 @@ class ChainReader:
             return 0
 
 
-def _message(kind: int, flags: int, family: Literal["ip", "ip6"], names: dict[int, str]) -> bytes:
+def _message(kind: int, flags: int, family: Family, names: dict[int, str]) -> bytes:
     texts = b"".join(attribute(number, name.encode() + b"\0") for number, name in names.items())
     return request(NFNL_SUBSYS_NFTABLES, kind, flags, FAMILIES[family], texts)

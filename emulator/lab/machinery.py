@@ -367,7 +367,8 @@ class Machinery:
     def obituaries(self) -> list[str]:
         """A line for each daemon that has died and was not started again."""
         return [
-            f"{item.name} in {item.ns} {ending(item.code)}{f': {item.log[-1]}' if item.log else ''}"
+            f"{item.name} in {item.ns} {ending(item.code)}{f'; {item.loss}' if item.loss else ''}"
+            f"{f': {item.log[-1]}' if item.log else ''}"
             for item in self.applier.supervisor.status()
             if item.state == "died"
         ]

@@ -457,7 +457,7 @@ class NftRules(PlanObject, frozen=True, kw_only=True):
     one set and key stands in one part only. ``subject`` is what parts are called in messages.
     """
 
-    family: Literal["ip", "ip6"]
+    family: Literal["ip", "ip6", "inet"]
     name: str
     comment: str = ""
     subject: str = "Service"
@@ -538,9 +538,12 @@ class Daemon(PlanObject, frozen=True, kw_only=True):
 
     ``files`` are the paths of the :class:`File` objects that it reads; when one changes, ``reload`` is
     run, or the daemon is restarted if that is empty. ``again`` are further arguments for when it is started after it
-    died, with traces of its former life about. ``module`` is a Python module of ours that the daemon is; its arguments
-    are those of ``argv`` and ``reload`` after the first. It counts as ready once the Unix socket
-    ``ready_socket`` accepts connections (empty: as soon as it runs).
+    died, with traces of its former life about. It counts as ready once the Unix socket ``ready_socket`` accepts
+    connections (empty: as soon as it runs). ``module`` is a Python module of ours that the daemon is; its arguments
+    are those of ``argv`` after the first, and a connection to its ``ready_socket`` has it read its files again.
+
+    ``before_devices``: it decides on packets, so it starts, and is told of changes, before new devices can send any.
+    ``loss`` is what goes undone while it is dead, for people.
     """
 
     name: str
@@ -550,6 +553,8 @@ class Daemon(PlanObject, frozen=True, kw_only=True):
     ready_socket: str = ""
     again: tuple[str, ...] = ()
     module: str = ""
+    before_devices: bool = False
+    loss: str = ""
 
     @property
     def key(self) -> Key:
