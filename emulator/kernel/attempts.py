@@ -15,6 +15,7 @@ import errno
 import fcntl
 import os
 import platform
+import select
 import socket
 import struct
 import subprocess
@@ -26,6 +27,7 @@ NLM_F_REQUEST, NLM_F_ACK, NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x1, 0x4, 0x
 NLMSG_ERROR = 2
 LOOPBACK = 1  # ifindex of lo in every new network namespace
 
+PACKET_TIMEOUT = 5.0  # seconds, for a datagram to ourselves; an emulated machine is slow
 PROGRAM_TIMEOUT = 20.0  # seconds, for one nft or iptables call; an emulated machine needs several
 
 
@@ -200,6 +202,49 @@ def nfnetlink(subsystem: int, message: int, body: bytes = b"") -> Trial:
 def conntrack(bench: Bench) -> None:
     """The connection table can be read (IPCTNL_MSG_CT_GET_STATS of subsystem 1)."""
     nfnetlink(1, 5)(bench)
+
+
+def packet_queue(bench: Bench) -> None:
+    """A queue of netfilter's can be bound, and asked for packets' first bytes."""
+    from emulator.kernel.nfqueue import GSO, Queue
+
+    Queue(101, copied=128, waiting=16, flags=GSO).socket.close()
+
+
+def labelling_queue(bench: Bench) -> None:
+    """A verdict on a packet that nftables queues can label its connection: a datagram to ourselves gets through only
+    with that label."""
+    from emulator.kernel.nfqueue import ACCEPT, GSO, Queue
+
+    chains = """\
+chain asked { type filter hook postrouting priority 95; udp dport 9 queue to 102; ct label set 28; }
+chain after { type filter hook postrouting priority 200; udp dport 9 ct label 28 accept; udp dport 9 drop; }
+"""
+    program("nft", "-f", "-", stdin=f"table ip trial_label {{\n{chains}}}\n")(bench)
+    _loopback_up(bench)
+    queue = Queue(102, copied=128, waiting=16, flags=GSO)
+    queue.load_labels()
+    with queue.socket, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as end:
+        end.bind(("127.0.0.1", 9))
+        end.settimeout(PACKET_TIMEOUT)
+        end.sendto(b"trial", ("127.0.0.1", 9))
+        select.select([queue.socket], [], [], PACKET_TIMEOUT)
+        for queued in queue.packets():
+            queue.verdict(queued.number, ACCEPT, label=28)
+        try:
+            end.recv(16)
+        except TimeoutError as error:
+            raise Missing("a verdict does not label its connection (CONFIG_NETFILTER_NETLINK_GLUE_CT)") from error
+
+
+def both(*trials: Trial) -> Trial:
+    """All of them, in order."""
+
+    def run(bench: Bench) -> None:
+        for trial in trials:
+            trial(bench)
+
+    return run
 
 
 def generic_family(name: str) -> Trial:

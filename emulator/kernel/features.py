@@ -99,6 +99,9 @@ def _queue(kind: str, option: str, needed_by: str, module: str | None = None, *,
     return KernelFeature(kind, a.qdisc(kind), option, needed_by, (module or f"sch_{kind}",), without=without)
 
 
+# What kindnet's stand-in for nftables' queue consists of
+_QUEUED = "-A POSTROUTING -m owner --uid-owner 0 -m connlabel --label 28 -j NFQUEUE --queue-num 101 --queue-bypass"
+
 NFT = ("nf_tables",)
 NFT_NAT = (*NFT, "nft_chain_nat", "nft_masq")
 XT = ("xt_comment", "xt_conntrack", "xt_mark", "xt_MASQUERADE")
@@ -187,6 +190,14 @@ KERNEL: tuple[KernelFeature, ...] = (
         (*NFT, "nft_fib", "nft_fib_inet"),
     ),
     KernelFeature(
+        "nft-queue",
+        a.labelling_queue,
+        "CONFIG_NFT_QUEUE, CONFIG_NETFILTER_NETLINK_QUEUE, CONFIG_NETFILTER_NETLINK_GLUE_CT",
+        "kindnet's network policies",
+        (*NFT, "nft_queue", "nft_ct", "nfnetlink_queue", "nf_conntrack_netlink"),
+        without="nfqueue",
+    ),
+    KernelFeature(
         "nft-netdev",
         _nft("ingress", 'type filter hook ingress device "lo" priority 0', "netdev"),
         "CONFIG_NF_TABLES_NETDEV",
@@ -230,6 +241,14 @@ KERNEL: tuple[KernelFeature, ...] = (
         "CONFIG_NETFILTER_XT_TARGET_HL",
         "aws-vpc: a fabric that is no hop",
         ("xt_HL",),
+    ),
+    KernelFeature(
+        "nfqueue",
+        a.both(_rule(_QUEUED, "mangle"), a.packet_queue),
+        "CONFIG_NETFILTER_XT_TARGET_NFQUEUE, CONFIG_NETFILTER_NETLINK_QUEUE, CONFIG_NETFILTER_XT_MATCH_CONNLABEL",
+        "kindnet's network policies where nftables has no queue",
+        ("xt_NFQUEUE", "xt_connlabel", "xt_owner", "nfnetlink_queue"),
+        without="no network policies under kindnet",
     ),
     # Two modules: the one of the set type is loaded with the set.
     KernelFeature(
