@@ -11,19 +11,21 @@ node. The node has the gateway's address, 10.244.n.1, on every cable, so it answ
 
 Sources: kubernetes-sigs/kind images/kindnetd (cni.go, routes.go), aojea/kindnet cmd/kindnetd/routes.go,
 kubernetes-sigs/kindnet pkg/masq/masq.go; containernetworking/plugins plugins/main/ptp/ptp.go, pkg/ip/route_linux.go.
+Network policies are :mod:`emulator.policy.kindnet`'s.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
 
 from emulator.cluster import ipam as address_managers
 from emulator.cluster.model import Cluster, Node, Pod, Topology
 from emulator.cni.limits import check_distinct, check_nodes
 from emulator.cni.segments import strangers
-from emulator.cni.style import Plain
+from emulator.cni.style import Plain, Style
 from emulator.cni.styles import pick_mode
 from emulator.cni.wiring import pod_namespace
 from emulator.errors import UserError
@@ -39,8 +41,9 @@ from emulator.plan.addressing import (
     stable_mac,
 )
 from emulator.plan.model import Address, AnyObject, File, NftTable, Route, Veth
+from emulator.policy.enforcer import Enforcer, PolicyMode
+from emulator.policy.kindnet_rules import KINDNETD, Way, rules
 
-KINDNETD = "kindnetd"
 PTP_PLUGIN = "ptp plugin"
 HOST_LOCAL = "host-local plugin"
 
@@ -55,22 +58,40 @@ def load(mode: str) -> Kindnet:
 
 @dataclass(frozen=True)
 class Kindnet(Plain):
-    """kindnet as kind ships it: the ptp plugin for pods, plain routes between nodes."""
+    """kindnet as kind ships it: the ptp plugin for pods, plain routes between nodes. ``way`` is how the first packets
+    of policed connections get to kindnetd's policy agent."""
 
     mode: str
     name: str = "kindnet"
+    way: Way = "nft"
 
     @property
     def title(self) -> str:
         return "kindnet"
 
     @property
-    def unpoliced(self) -> str:
-        return "kindnetd judges packets in userspace, by NFQUEUE, which is not emulated"
+    def stand_in(self) -> str:
+        from emulator.policy.kindnet import STAND_INS
+
+        return STAND_INS[self.way]
 
     @property
     def requires(self) -> tuple[str, ...]:
         return ("veth", "nft-program", "nft-nat", "nft-fib")
+
+    def adapted(self, lacking: Callable[[Sequence[str]], Collection[str]]) -> Style:
+        """With iptables' NFQUEUE where nftables has no ``queue``; without policies where there is neither."""
+        from emulator.policy.kindnet import REQUIRED
+
+        ways: tuple[Way, ...] = ("nft", "iptables")
+        way: Way = next((each for each in ways if not lacking(REQUIRED[each])), "none")
+        return cast("Style", replace(self, way=way))
+
+    def enforcer(self, mode: PolicyMode) -> Enforcer | None:
+        """kube-network-policies, which kindnetd has inside."""
+        from emulator.policy.kindnet import load
+
+        return load(mode, self.way)
 
     def ipam(self, topology: Topology) -> address_managers.Ipam:
         """A /24 (IPv6: /64) of the cluster network for each node; .1 is the gateway, on every pod's cable."""
@@ -103,6 +124,7 @@ class Kindnet(Plain):
                     why=f"podCIDR of {peer.name}, which is on this link: no encapsulation",
                 )
         yield _masquerading(cluster, node)
+        yield from rules(node, (), families_of(cluster.topology.pod_cidrs), self.way)
 
     # -- a pod ----------------------------------------------------------------------------------------------
 

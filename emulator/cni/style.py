@@ -7,8 +7,8 @@ returns a :class:`Style`, or raises ``emulator.errors.UserError`` for a mode tha
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Protocol, Self
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Protocol, Self, cast
 
 from emulator.cluster.ipam import Ipam
 from emulator.cluster.model import Cluster, Machine, Node, Pod, Topology
@@ -56,6 +56,11 @@ class Style(Protocol):
 
     def speaks_bgp(self, cluster: Cluster) -> str:
         """What of the style has the BGP port of the nodes, for people; empty where it is free."""
+        ...
+
+    def adapted(self, lacking: Callable[[Sequence[str]], Collection[str]]) -> Style:
+        """The style as this machine can carry it, where it can do without something that it does not ``require``, or
+        has it by other means. ``lacking`` tells which of some features this machine does not have."""
         ...
 
     @property
@@ -119,6 +124,9 @@ class Plain:
     @property
     def fallback(self) -> str:
         return ""
+
+    def adapted(self, lacking: Callable[[Sequence[str]], Collection[str]]) -> Style:
+        return cast("Style", self)
 
     @property
     def proxies(self) -> tuple[ProxyMode, ...]:

@@ -20,6 +20,7 @@ from emulator.cni.styles import BUILT_IN, load_style, mode_names, style_names
 from emulator.kernel import capabilities, distribution
 from emulator.kernel.capabilities import Feature, State
 from emulator.kernel.features import BY_NAME, KERNEL, PROGRAMS, KernelFeature
+from emulator.kernel.stand_ins import adapted
 from emulator.proxy.model import PROXY_MODES, ProxyMode, ProxySettings
 from emulator.proxy.modes import load_proxy
 
@@ -177,6 +178,8 @@ def _style(name: str, usable: set[str]) -> StyleRow:
     spec = getattr(style, "fallback", "") if missing else ""
     if spec and usable.issuperset(load_style(spec).requires):
         style, missing = load_style(spec), []  # what a lab takes in its place (emulator.kernel.stand_ins)
+    if not missing:
+        style = adapted(style, lambda names: [need for need in names if need not in usable])
     options = _options(missing)
     stand_in = str(getattr(style, "stand_in", ""))
     return StyleRow(

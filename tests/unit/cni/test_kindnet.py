@@ -57,7 +57,7 @@ def test_a_pods_link_holds_nobody_but_the_gateway(planned: Any) -> None:
 
 
 def test_only_what_leaves_the_pod_network_is_masqueraded(planned: Any) -> None:
-    table = planned("kindnet").one(NftTable, "node/n1")
+    table = planned("kindnet").one(NftTable, "node/n1", name="kindnet-ipmasq")
     assert (table.family, table.name) == ("inet", "kindnet-ipmasq")
     assert "elements = { 10.244.0.0/16 }" in table.body
     chain = table.body[table.body.index("chain postrouting") :].splitlines()
@@ -80,7 +80,7 @@ def test_dual_stack_has_routes_and_sets_of_both_families(planned: Any) -> None:
     made = planned("kindnet", "dual-stack")
     peer = made.cluster.node("n2")
     assert [made.one(Route, "node/n1", destination=subnet).via for subnet in peer.pod_ranges] == list(peer.addresses)
-    body = made.one(NftTable, "node/n1").body
+    body = made.one(NftTable, "node/n1", name="kindnet-ipmasq").body
     assert [line.strip() for line in body.splitlines() if "elements" in line] == [
         f"elements = {{ {cidr} }}" for cidr in made.cluster.topology.pod_cidrs
     ]
@@ -88,7 +88,7 @@ def test_dual_stack_has_routes_and_sets_of_both_families(planned: Any) -> None:
 
 
 def test_ipv6_alone_has_an_empty_ipv4_set(planned: Any) -> None:
-    body = planned("kindnet", "ipv6").one(NftTable, "node/n1").body
+    body = planned("kindnet", "ipv6").one(NftTable, "node/n1", name="kindnet-ipmasq").body
     assert "elements" not in body[: body.index("set noMasqV6")]
     assert "elements" in body
 

@@ -25,7 +25,6 @@ def policy(name: str, **spec: Any) -> dict[str, Any]:
     ("spec", "why"),
     [
         ("flannel", "(flanneld has no policies; Canal is flannel with Calico's)"),
-        ("kindnet", "(kindnetd judges packets in userspace, by NFQUEUE, which is not emulated)"),
         ("aws-vpc", "(its network policy agent works by eBPF, which is not emulated yet)"),
     ],
 )

@@ -1,0 +1,98 @@
+"""kindnet's agent over random worlds, with the very files that it would read: in spec mode it is the specification, in
+faithful mode what is foretold of it; and step by step the files come to the same as at once."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from emulator.cluster.assemble import assemble
+from emulator.cluster.manifests import validate
+from emulator.cluster.model import Cluster
+from emulator.cluster.topology import parse_topology
+from emulator.cni.styles import load_style
+from emulator.plan.model import AnyObject, File, IpSet
+from emulator.policy.compile import compile_policies
+from emulator.policy.compiled import Compiled
+from emulator.policy.evaluate import evaluate
+from emulator.policy.flow import End, Flow
+from emulator.policy.kindnet import KindnetPolicies, load
+from emulator.policy.kindnet_judge import PROTOCOLS, Packet, judge, read_configuration
+from tests.policy.worlds import TOPOLOGY, changed, worlds
+
+TWO = parse_topology(TOPOLOGY, "policies.yaml")
+STYLE = load_style("kindnet")
+HOSTS = {4: ("172.31.0.10", "203.0.113.7"), 6: ("fd00:31::10", "2001:db8::7")}
+PROBED = (("TCP", 80), ("UDP", 53), ("TCP", 81), ("SCTP", 9999))
+ECHO = {4: (8, 0), 6: (128, 0)}
+
+
+def flows(cluster: Cluster, family: int) -> list[Flow]:
+    index = 0 if family == 4 else 1
+    places = [End("pod", pod.key, pod.addresses[index]) for pod in cluster.pods]
+    places += [End("node", node.name, node.addresses[index]) for node in cluster.nodes]
+    places += [End("external", address, address) for address in HOSTS[family]]
+    pairs = [
+        (one, other)
+        for one in places
+        for other in places
+        if "pod" in (one.kind, other.kind) and (one.kind, one.name) != (other.kind, other.name)
+    ]
+    icmp = "ICMP" if family == 4 else "ICMPv6"
+    return [
+        *(Flow(one, other, protocol, port) for one, other in pairs for protocol, port in PROBED),
+        *(Flow(one, other, icmp, icmp=ECHO[family]) for one, other in pairs),
+    ]
+
+
+def passes(planned: dict[str, list[AnyObject]], cluster: Cluster, flow: Flow, mode: str) -> bool:
+    """What the agents of the nodes on the way say: of what their rules queue for them."""
+    nodes = {pod.key: pod.node for pod in cluster.pods}
+    nodes.update((node.name, node.name) for node in cluster.nodes)
+    source, target = flow.source, flow.destination
+    for name in dict.fromkeys(nodes[end.name] for end in (source, target) if end.name in nodes):
+        if source.kind == "node" and source.name == name:
+            continue  # a process of root
+        if mode == "spec" and target.kind == "node" and target.name == name:
+            continue
+        objects = planned[name]
+        policed = {address for item in objects if isinstance(item, IpSet) for address in item.members}
+        if policed.isdisjoint((source.address, target.address)):
+            continue
+        (file,) = (item for item in objects if isinstance(item, File))
+        protocol = flow.protocol if flow.protocol in PROTOCOLS.values() else ""
+        packet = Packet(source.address, target.address, protocol, 40000, flow.port)
+        if not judge(read_configuration(file.content), packet).allowed:
+            return False
+    return True
+
+
+def judged_alike(cluster: Cluster, compiled: Compiled, enforcer: KindnetPolicies) -> None:
+    planned = {node.name: list(enforcer.node(cluster, compiled, node)) for node in cluster.nodes}
+    for family in (4, 6):
+        for flow in flows(cluster, family):
+            expected = evaluate(compiled, flow).allowed
+            done = passes(planned, cluster, flow, enforcer.mode)
+            if enforcer.mode == "spec":
+                assert done == expected, flow
+            deviation = enforcer.deviates(compiled, flow, allowed=expected)
+            assert (deviation is not None) == (done != expected), flow
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_the_agents_of_every_step_judge_as_the_specification_and_as_is_foretold(data: st.DataObject) -> None:
+    world = data.draw(worlds(spaces=2, each=2, policies_max=5))
+    ipam = STYLE.ipam(TWO)
+    enforcers = load("spec", "iptables"), load("faithful", "iptables")
+    cluster: Cluster | None = None
+    compiled: Compiled | None = None
+    for _ in range(2):
+        cluster = assemble(TWO, validate(list(world.objects)).objects, ipam, cluster)
+        compiled = compile_policies(cluster, compiled)
+        for enforcer in enforcers:
+            judged_alike(cluster, compiled, enforcer)
+            for node in cluster.nodes:
+                anew = list(load(enforcer.mode, "iptables").node(cluster, compiled, node))
+                assert list(enforcer.node(cluster, compiled, node)) == anew
+        world = data.draw(changed(world))
