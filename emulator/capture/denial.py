@@ -1,9 +1,9 @@
 """Which rule of a machine dropped or rejected a packet that was last seen there.
 
 A packet that came in by a device was on its way through (FORWARD) or to the machine itself (INPUT); one that the
-machine made and nobody saw was stopped at OUTPUT. Between ports of a bridge, iptables sees the bridge as both devices
-(br_netfilter). Before FORWARD and INPUT a Service's address has become an endpoint's: which one a capture does not
-show, so all that are possible are followed.
+machine made and nobody saw was stopped at OUTPUT. What leaves may be stopped at POSTROUTING, too. Between ports of a
+bridge, iptables sees the bridge as both devices (br_netfilter). Before FORWARD and INPUT a Service's address has become
+an endpoint's: which one a capture does not show, so all that are possible are followed.
 
 A rule is named only if all ways through the rules end at it: see :mod:`emulator.capture.rule_walk`.
 """
@@ -11,7 +11,7 @@ A rule is named only if all ways through the rules end at it: see :mod:`emulator
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import msgspec
 
@@ -21,6 +21,7 @@ from emulator.capture.planned import Index, Planned
 from emulator.capture.rule_walk import Culprit, Seen
 
 Hook = Literal["FORWARD", "INPUT", "OUTPUT"]
+AnyHook = Hook | Literal["PREROUTING", "POSTROUTING"]
 Aim = tuple[str, int]  # an address and a port
 Flow = tuple[str, str, int, str, int]
 
@@ -34,7 +35,7 @@ class Denial(msgspec.Struct, frozen=True, omit_defaults=True):
     where nobody looked."""
 
     ns: str
-    hook: Hook
+    hook: AnyHook
     action: Literal["drop", "reject"]
     program: str
     table: str
@@ -104,7 +105,7 @@ def _told(culprit: Culprit | None, ns: str, hook: Hook) -> Denial | None:
         table = f"{family} {name}"
     return Denial(
         ns=ns,
-        hook=hook,
+        hook=cast("AnyHook", culprit.hook) or hook,
         action="reject" if "REJECT" in culprit.text or "reject" in culprit.text else "drop",
         program=program.partition(" ")[0],
         table=table,

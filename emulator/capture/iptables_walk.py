@@ -8,6 +8,7 @@ from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from typing import Literal, NamedTuple
 
+from emulator.capture.queue_agent import QueueAgent
 from emulator.capture.rule_walk import WHOLE, Culprit, Mark, MarkTest, Seen, Step, Verdict
 from emulator.plan.iptables import rule_text
 from emulator.plan.model import IpSet, IptablesRules, Jump, ProxyRules, Rule
@@ -61,6 +62,7 @@ _SWITCHES = (
     "--restore-mark",
     "--save-mark",
     "--validmark",
+    "--queue-bypass",
 )
 _OPEN_SWITCHES = (
     "--physdev-is-bridged",
@@ -88,6 +90,7 @@ _OPTIONS_OF_TARGETS = (
     "--mask",
     "--nfmask",
     "--ctmask",
+    "--queue-num",
 )
 _IGNORED = ("--comment", "--name", *_OPTIONS_OF_TARGETS)
 _TO_ONE = re.compile(r"(?<!!) -d ([0-9a-fA-F.:]+)(?:/32|/128)? ")
@@ -104,7 +107,7 @@ class Words(NamedTuple):
 
 class Iptables:
     """One table of one family on one machine: the chains of all owners. ``new``: the packet opens its connection, as
-    far as anybody saw."""
+    far as anybody saw. ``agent`` decides on what is queued; without one that passes (``--queue-bypass``)."""
 
     def __init__(
         self,
@@ -115,7 +118,9 @@ class Iptables:
         sets: Sequence[IpSet],
         *,
         new: bool = False,
+        agent: QueueAgent | None = None,
     ) -> None:
+        self._agent = agent
         self.table = table
         self._program = "iptables" if family == 4 else "ip6tables"
         self._owned = [each for each in owned if each.table == table and each.family == family]
@@ -183,6 +188,8 @@ class Iptables:
                 matches = None
         place = f"{self._program} -t {self.table} {chain}{f' rule {number}' if number else ''}"
         culprit = Culprit(place, rule_text(rule), owner.component, rule.why or _why(words) or owner.why, chain, number)
+        if words.target == "NFQUEUE":
+            return queued(matches, culprit, self._agent, seen)._replace(marks=tuple(tests))
         return Step(matches, self._verdict(words), culprit, tuple(tests))
 
     def _verdict(self, words: Words) -> Verdict:
@@ -235,6 +242,10 @@ class Iptables:
                 return seen.bridged
             case "--icmp-type" | "--icmpv6-type":
                 return _icmp(seen, value)
+            case "--uid-owner":  # what comes in by a device has lost its socket
+                return False if seen.entered else None
+            case "--label":  # of the connlabel match
+                return False if self._new else None
             case "--invert":  # of the rpfilter match
                 return None if seen.returns is None else not seen.returns
             case "--match-set" if len(values) == 2:
@@ -262,6 +273,14 @@ class Iptables:
         if kind not in ("hash:net", "hash:ip") or second:
             return None
         return _in_set(address, found.members)
+
+
+def queued(matches: bool | None, culprit: Culprit, agent: QueueAgent | None, seen: Seen) -> Step:
+    """A rule that queues the packets that it matches."""
+    denied = agent.denies(seen) if agent is not None else ""
+    if agent is None or not denied:
+        return Step(matches, Verdict("accept"), culprit)
+    return Step(matches, Verdict("drop"), culprit._replace(component=agent.daemon.component, why=denied))
 
 
 def touched_bits(owned: Sequence[IptablesRules], family: int) -> int:

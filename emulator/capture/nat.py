@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from emulator.capture.iptables_walk import Iptables, start
-from emulator.capture.nft_walk import Nftables
+from emulator.capture.nft_walk import Nftables, queueing
+from emulator.capture.queue_agent import QueueAgent
 from emulator.capture.rule_walk import Culprit, End, Mark, Rules, Seen, Walk
 from emulator.plan.model import IpSet, IptablesRules, NftRules, NftTable, ProxyRules
 
@@ -20,13 +21,14 @@ _NFT_SOURCE_NAT = re.compile(r"^\s.*\b(masquerade|snat)\b", re.MULTILINE)
 
 
 class Ruleset(NamedTuple):
-    """All rules of one machine, by who wrote them how."""
+    """All rules of one machine, by who wrote them how, and who decides on what they queue."""
 
     owned: Sequence[IptablesRules] = ()
     proxies: Sequence[ProxyRules] = ()
     sets: Sequence[IpSet] = ()
     structured: Sequence[NftRules] = ()
     nft: Sequence[NftTable] = ()
+    agent: QueueAgent | None = None
 
 
 class Translation(NamedTuple):
@@ -70,21 +72,27 @@ def dropper(
     """
     marks = {Mark()}
     early = [("raw", "PREROUTING"), ("mangle", "PREROUTING")] if hook != "OUTPUT" else [("raw", "OUTPUT")]
-    for table, at in (*early, ("mangle", hook), ("filter", hook)):
+    late = [("mangle", "POSTROUTING")] if hook != "INPUT" else []
+    tables = [*ruleset.structured, *(found for each in ruleset.nft if (found := queueing(each)) is not None)]
+    nftables = Nftables("filter", seen.version, tables, new=new, agent=ruleset.agent)
+    steps: list[tuple[Rules, str]] = [
+        (
+            Iptables(table, seen.version, ruleset.owned, ruleset.proxies, ruleset.sets, new=new, agent=ruleset.agent),  # type: ignore[arg-type]
+            at,
+        )
+        for table, at in (*early, ("mangle", hook), ("filter", hook), *late)
+    ]
+    if hook != "OUTPUT":
+        steps.append((nftables, "PREROUTING"))
+    steps.append((nftables, hook))
+    if hook != "INPUT":
+        steps.append((nftables, "POSTROUTING"))
+    for rules, at in steps:
         arrives = seen if at != "PREROUTING" else seen._replace(leaves="")
-        rules = Iptables(table, seen.version, ruleset.owned, ruleset.proxies, ruleset.sets, new=new)  # type: ignore[arg-type]
         ends = Walk(rules, arrives).hook(at, marks)
         if {end.kind for end in ends} == {"drop"}:
-            return _only(ends, "drop")
-        if any(end.kind == "drop" for end in ends):
-            return None
-        marks = {end.mark for end in ends}
-    tables = Nftables("filter", seen.version, ruleset.structured, new=new)
-    for at in (hook,) if hook == "OUTPUT" else ("PREROUTING", hook):
-        arrives = seen if at != "PREROUTING" else seen._replace(leaves="")
-        ends = Walk(tables, arrives).hook(at, marks)
-        if {end.kind for end in ends} == {"drop"}:
-            return _only(ends, "drop")
+            culprit = _only(ends, "drop")
+            return culprit._replace(hook=at) if culprit is not None else None
         if any(end.kind == "drop" for end in ends):
             return None
         marks = {end.mark for end in ends}

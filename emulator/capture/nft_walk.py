@@ -11,10 +11,22 @@ from collections.abc import Iterator, Sequence
 from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 
+from emulator.capture.iptables_walk import queued
+from emulator.capture.queue_agent import QueueAgent
 from emulator.capture.rule_walk import WHOLE, Culprit, MarkTest, Seen, Step, Verdict
-from emulator.plan.model import NftElement, NftRules
+from emulator.plan.model import NftChain, NftElement, NftPart, NftRules, NftSet, NftTable
 
 _HOOK = re.compile(r"type (\w+) hook (\w+) priority (-?\d+)")
+_NAMED_PRIORITY = re.compile(r"priority (srcnat|dstnat|filter)(?: ([+-] \d+))?")
+_BLOCK = re.compile(r"^(set|chain) (\S+) \{\n(.*?)^\}", re.MULTILINE | re.DOTALL)
+# Of what IPv6 finds its neighbours by
+_ICMPV6_TYPES = {
+    "nd-router-solicit": 133,
+    "nd-router-advert": 134,
+    "nd-neighbor-solicit": 135,
+    "nd-neighbor-advert": 136,
+    "nd-redirect": 137,
+}
 _COMMENT = re.compile(r'\s*comment "([^"]*)"\s*$')
 _TOKEN = re.compile(r"\{[^}]*\}|\S+")
 _ENDPOINT = re.compile(r"endpoint-[A-Z2-7]{8}-([^/]+/[^/]+)/[a-z]+/([^/_]*)__")
@@ -33,13 +45,17 @@ class _Word(NamedTuple):
 
 
 class Nftables:
-    """The tables of one family on one machine, at the hooks of one type (``nat``, ``filter``)."""
+    """The tables of one family on one machine, at the hooks of one type (``nat``, ``filter``). ``agent`` decides on
+    what is queued; without one that passes (``bypass``)."""
 
-    def __init__(self, kind: str, family: int, tables: Sequence[NftRules], *, new: bool = False) -> None:
+    def __init__(
+        self, kind: str, family: int, tables: Sequence[NftRules], *, new: bool = False, agent: QueueAgent | None = None
+    ) -> None:
         name = "ip" if family == 4 else "ip6"
         self._ip = name
-        self._tables = [each for each in tables if each.family == name]
+        self._tables = [each for each in tables if each.family in (name, "inet")]
         self._new = new
+        self._agent = agent
         self._chains: dict[str, tuple[NftRules, tuple[str, ...]]] = {}
         self._elements: dict[tuple[str, str], NftElement] = {}
         self._members: dict[str, list[str]] = {}  # of each set that no rule fills
@@ -87,6 +103,9 @@ class Nftables:
         matches: bool | None = True
         tests: tuple[MarkTest, ...] = ()
         while words:
+            if words[0] == "queue":
+                yield queued(matches, culprit, self._agent, seen)._replace(marks=tests)
+                return
             verdict = self._verdict(words)
             if verdict is not None:
                 yield Step(matches, verdict, culprit, tests)
@@ -129,6 +148,8 @@ class Nftables:
             case ["counter", *_] if len(words) == 1:
                 return _OPEN
             case ["continue" | "notrack" | "log", *_]:
+                return _OPEN
+            case ["ct", "label", "set", *_]:
                 return _OPEN
         return None
 
@@ -177,6 +198,16 @@ class Nftables:
     def _condition(self, words: list[str], seen: Seen) -> tuple[bool | None, int, MarkTest | None]:
         """Whether the first condition holds, how many words it has, and what it wants of the mark."""
         match words:
+            case ["ip" | "ip6" as family, *_] if family != self._ip:
+                return False, 1, None
+            case ["udp" | "tcp" | "sctp" | "icmpv6" as protocol, *_] if protocol != seen.protocol:
+                return False, 1, None
+            case ["icmpv6", "type", name, *_] if name in _ICMPV6_TYPES:
+                return (seen.icmp[0] == _ICMPV6_TYPES[name] if seen.icmp is not None else None), 3, None
+            case ["ct", "label", _, *_]:
+                return (False if self._new else None), 3, None
+            case ["meta", "skuid", _, *_]:  # what comes in by a device has lost its socket
+                return (False if seen.entered else None), 3, None
             case ["ct", "state", states, *_]:
                 listed = states.strip("{} ").replace(",", " ").split()
                 return ("new" in listed if self._new else None), 3, None
@@ -234,6 +265,42 @@ class Nftables:
             return _among(value, members) if members is not None else None
         listed = [each.strip() for each in wanted.strip("{} ").split(",")]
         return _among(value, [_NUMBERS.get(each, each) for each in listed] if not value.isdigit() else listed)
+
+
+def queueing(table: NftTable) -> NftRules | None:
+    """A table of text with rules that queue packets, as one whose rules can be followed; None for any other."""
+    if " queue " not in table.body or table.family not in ("ip", "ip6", "inet"):
+        return None
+    sets: list[NftSet] = []
+    elements: list[NftElement] = []
+    hooks: list[NftChain] = []
+    for block in _BLOCK.finditer(table.body):
+        kind, name, lines = block[1], block[2], [line.strip() for line in block[3].splitlines() if line.strip()]
+        if kind == "set":
+            given = dict(line.split(" ", 1) for line in lines)
+            sets.append(NftSet(name, given["type"]))
+            keys = given.get("elements", "").strip("={} ").split(",")
+            elements += [NftElement(name, key.strip()) for key in keys if key.strip()]
+        else:
+            hooks.append(NftChain(name, tuple(lines[1:]), _numbered(lines[0])))
+    return NftRules(
+        ns=table.ns,
+        family=table.family,
+        name=table.name,
+        frame=NftPart(tuple(sets), (), tuple(elements)),
+        hooks=tuple(hooks),
+        component=table.component,
+        why=table.why,
+    )
+
+
+def _numbered(hook: str) -> str:
+    """``priority srcnat - 5`` with the number that nft(8) gives the name."""
+    found = _NAMED_PRIORITY.search(hook)
+    if found is None:
+        return hook
+    number = {"srcnat": 100, "dstnat": -100, "filter": 0}[found[1]] + int((found[2] or "0").replace(" ", ""))
+    return hook.replace(found[0], f"priority {number}")
 
 
 def _among(value: str, wanted: Sequence[str]) -> bool | None:

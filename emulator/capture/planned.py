@@ -13,6 +13,8 @@ from typing import NamedTuple
 from emulator.balancer.metallb_l2 import announced
 from emulator.capture.model import Packet
 from emulator.capture.nat import Ruleset
+from emulator.capture.queue_agent import MODULE as AGENT_MODULE
+from emulator.capture.queue_agent import QueueAgent
 from emulator.plan.model import (
     Address,
     Bridge,
@@ -76,6 +78,8 @@ class Planned:
         self.entries: dict[tuple[str, str], FdbEntry] = {}
         self.sysctls: dict[str, Sysctl] = {}
         self.addresses: set[str] = set()
+        self.files: dict[str, File] = {}
+        self.agents: list[Daemon] = []  # that netfilter queues packets for
         self.announced: dict[str, Daemon] = {}  # addresses that a daemon answers ARP for, and are on no device
         self.tables: list[IptablesRules] = []
         self.sets: list[IpSet] = []
@@ -90,7 +94,10 @@ class Planned:
     @cached_property
     def ruleset(self) -> Ruleset:
         """All rules, by who wrote them how."""
-        return Ruleset(self.tables, self.proxies, self.sets, self.structured, self.nft)
+        agent = None
+        for daemon in self.agents:
+            agent = next((QueueAgent(daemon, self.files[path]) for path in daemon.files if path in self.files), None)
+        return Ruleset(self.tables, self.proxies, self.sets, self.structured, self.nft, agent)
 
     def is_port(self, device: str) -> bool:
         """Whether a device is a port of a bridge, whoever made it."""
@@ -271,8 +278,11 @@ class Index:
                 for server in item.servers.values():
                     machine.virtual[server.protocol.lower(), server.address, server.port] = item, server
             case File():
+                machine.files[item.path] = item
                 self._claims[item.ns, item.path] = announced(item)
             case Daemon():
+                if item.module == AGENT_MODULE:
+                    machine.agents.append(item)
                 for path in item.files:
                     machine.announced.update(dict.fromkeys(self._claims.get((item.ns, path), ()), item))
             case PolicyRule():

@@ -57,7 +57,7 @@ class Seen(NamedTuple):
 
 class Culprit(NamedTuple):
     """The rule that decided: where it stands (``iptables -t nat KUBE-SEP-... rule 2``), its text, whose it is and what
-    for."""
+    for; ``hook`` is where the packet met it, if that is known."""
 
     place: str
     text: str
@@ -65,6 +65,7 @@ class Culprit(NamedTuple):
     why: str
     chain: str
     number: int
+    hook: str = ""
 
 
 class Verdict(NamedTuple):

@@ -193,6 +193,8 @@ def _print_explanation(one: Explanation) -> None:
         click.echo(f"    {stopped.text}")
         if stopped.why:
             click.echo(f"    {stopped.component}: {stopped.why}")
+        for place, line in one.records:
+            click.echo(f"    on record at {place}: {line}")
     elif not cell.allowed:
         where = "the packet was never seen" if one.journey is None else one.journey.verdict
         click.echo(f"  no rule of the plan is known to have stopped it: {where}")

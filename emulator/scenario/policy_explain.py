@@ -10,11 +10,14 @@ import msgspec
 from emulator.capture.denial import Aim, Denial, Openings, denial, silenced
 from emulator.capture.model import Journey, Packet
 from emulator.capture.planned import Index
+from emulator.capture.queue_agent import MODULE
 from emulator.cluster.model import Cluster
 from emulator.lab.lab import Lab
 from emulator.lab.names import resolve
 from emulator.lab.verdicts import Ask, Cell, MatrixWish
-from emulator.plan.model import Plan
+from emulator.plan.model import Daemon, Plan
+from emulator.policy.kindnet_judge import PROTOCOLS
+from emulator.policy.kindnet_judge import Packet as JudgedPacket
 
 _HANDLE = re.compile(r"^\t\t.*# handle (\d+)$", re.MULTILINE)
 _PROTOCOLS = {"icmp": ("icmp", "icmpv6")}
@@ -23,7 +26,8 @@ _PROTOCOLS = {"icmp": ("icmp", "icmpv6")}
 class Explanation(msgspec.Struct, frozen=True, omit_defaults=True):
     """One request: its verdict with the reasons of policies, where its packet went, and who stopped it. ``journey`` is
     None where the packet was never seen. ``policies`` are those that decided: of an allowed request those that allow
-    it, of a denied one those that isolate its end, or deny it."""
+    it, of a denied one those that isolate its end, or deny it. ``records`` are what an agent that judges in user space
+    wrote of the packet at the time, each after its place."""
 
     style: str
     enforcer: str
@@ -31,6 +35,7 @@ class Explanation(msgspec.Struct, frozen=True, omit_defaults=True):
     policies: tuple[str, ...] = ()
     stopped: Denial | None = None
     journey: Journey | None = None
+    records: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -55,6 +60,7 @@ def explain_request(lab: Lab, ask: Ask, style: str) -> Explanation:
         policies=deciding(cell),
         stopped=stopped,
         journey=asked[-1] if asked else None,
+        records=_records(lab, plan, asked[-1]) if asked and not cell.allowed else (),
         warnings=(*lab.warnings, *capture.stats.warnings),
     )
 
@@ -99,6 +105,27 @@ def _stopped(
     if ns.startswith("pod/"):
         return None
     return silenced(_packet(cell, cluster, ns), ns, index, aims=aims)
+
+
+def _records(lab: Lab, plan: Plan, journey: Journey) -> tuple[tuple[str, str], ...]:
+    """What agents wrote of the packet: known by its ends, as it was when it was seen last. A Service's address may have
+    become an endpoint's after that, so the sender and its port are enough."""
+    agents = {(item.ns, item.name) for item in plan if isinstance(item, Daemon) and item.module == MODULE}
+    if not agents:
+        return ()
+    packet = journey.hops[-1].packet
+    name = packet.protocol.upper() if packet.protocol.upper() in PROTOCOLS.values() else ""
+    ports = (packet.source_port, packet.target_port) if name else (0, 0)
+    sent = JudgedPacket(packet.source, packet.target, name, *ports)
+    start = f"drop {str(sent).partition(' > ')[0]} > "
+    found = [
+        (ns, line)
+        for ns, agent in sorted(agents)
+        for text in lab.logs(ns, agent).values()
+        for line in text.splitlines()
+        if line.startswith(start)
+    ]
+    return tuple(dict.fromkeys(found))
 
 
 def _aims(cluster: Cluster, cell: Cell) -> list[Aim]:

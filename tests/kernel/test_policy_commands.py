@@ -19,7 +19,7 @@ from emulator.scenario.policy_labs import policy_lab, topology_for
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.requires("iptables", "ipset")]
 
-ENFORCING = ("calico", "canal", "kube-router")
+ENFORCING = ("calico", "canal", "kube-router", "kindnet")
 RECIPES = ("deny-all", "allow-namespace", "three-tiers", "egress-cidr", "named-ports")
 PORTS = (PortWish("tcp", 80), PortWish("udp", 80), PortWish("sctp", 9999), PortWish("tcp", 8080))
 
