@@ -133,7 +133,9 @@ def suspects(item: NftRules, there: Listing) -> NftRules | None:
             for subject, part in item.parts.items()
             if any(element.of in elements_differ for element in part.elements)
         }
-    return msgspec.structs.replace(item, parts=parts | _referred(item, parts))
+    parts |= _referred(item, parts)
+    # In the order that they were given in: parts refer to those before them
+    return msgspec.structs.replace(item, parts={key: parts[key] for key in item.parts if key in parts})
 
 
 def _referred(item: NftRules, parts: Mapping[str, NftPart]) -> dict[str, NftPart]:

@@ -157,6 +157,23 @@ def test_a_change_in_nftables_is_one_transaction_that_leaves_the_rest_alone(
     assert node.cmd("nft -s list ruleset") == there
 
 
+@pytest.mark.requires("nft-fib")
+def test_parts_that_refer_to_each_other_load_and_go_one_by_one_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a table is larger than a rootless lab's socket takes: policies before pods, and after them when they
+    go."""
+    monkeypatch.setattr(nft_rules, "PARTS_AT_ONCE", 1)
+    applier = Applier()
+    try:
+        held = None
+        for name in ("same-selector", "named-and-numbered", "deny-both"):
+            wanted = plan(planned(name, style=NFTABLES))
+            applier.apply(diff(held, wanted))
+            assert differences(wanted, applier) == [], name
+            held = wanted
+    finally:
+        applier.close()
+
+
 def planned_parts(name: str) -> dict[str, NftPart]:
     (table,) = [item for item in planned(name, style=NFTABLES) if isinstance(item, NftRules) and item.family == "ip"]
     return table.parts
