@@ -17,9 +17,11 @@ import pytest
 
 from emulator.capture.follow import follow
 from emulator.capture.pcapng import read, write_annotated
+from emulator.cni.styles import load_style
 from emulator.compare.compare import compare, load_run
 from emulator.compare.golden import hop_lists, pieces_of, same_way, speaking
 from emulator.scenario.run import Outcome
+from emulator.scenario.rundir import RunDirectory
 from emulator.scenario.series import run_series
 from tests.kernel.shipped_runs import CASES, SCENARIOS, loaded, outcome, styles_of
 
@@ -75,6 +77,40 @@ def test_every_golden_capture_belongs_to_a_shipped_scenario() -> None:
     found = {path for suffix in (".hops", CAPTURE) for path in CAPTURES.rglob(f"*{suffix}")}
     others = {CAPTURES / "runs", CAPTURES / "conflist"}  # test_conflist_lab.py has the latter
     assert {path for path in found if others.isdisjoint(path.parents)} == expected
+
+
+def _needed(scenario: str) -> list[str]:
+    styles = {feature for style in styles_of(scenario) for feature in load_style(style).requires}
+    return sorted({*styles, *loaded(scenario).scenario.requires})
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        pytest.param(scenario, marks=pytest.mark.requires(*_needed(scenario)))
+        for scenario in SCENARIOS
+        if scenario.startswith("connectivity/")
+    ],
+)
+def test_every_difference_between_styles_is_put_down_to_objects_of_their_plans(scenario: str, tmp_path: Path) -> None:
+    run, styles = RunDirectory(tmp_path), styles_of(scenario)
+    done = [outcome(scenario, style) for style in styles]
+    for style, each in zip(styles, done, strict=True):
+        run.add(loaded(scenario).scenario.name, style, each)
+    run.finish(
+        command=(), topology="", scenarios=[scenario], styles=[each.meta for each in done], seed=1,
+        wire_accurate=True, programs={},
+    )  # fmt: skip
+
+    unexplained = [
+        (flow.flow, row.label, column.column.key, cell.value)
+        for flow in compare(load_run(tmp_path)).flows
+        for row in flow.rows
+        for column, cell in zip(flow.columns, row.cells, strict=True)
+        if row.differs and cell.value and not cell.because
+    ]
+
+    assert unexplained == []
 
 
 @pytest.mark.requires("vxlan", "iptables")
