@@ -144,13 +144,13 @@ def test_a_new_pod_is_judged_by_its_first_packet_on(lab: Lab) -> None:
     address = str(ip_address(before) + 1)  # host-local goes on from the last one
     with ThreadPoolExecutor(1) as pool:
         early = pool.submit(
-            Lab.connect(lab.name).probe, "n1-p1", address, protocol="icmp", count=40, interval=0.03, timeout=0.2
+            Lab.connect(lab.name).probe, "n1-p1", address, protocol="icmp", count=600, interval=0.002, timeout=0.2
         )
         lab.apply(pod("late", TCP, "TCP", late="yes"))
         result = early.result().result
     (after,) = (found.addresses[0] for found in lab.cluster().pods if found.name == "late")
     lab.delete("pods", "late", grace_period=0)
-    assert (after, result.sent, result.received) == (address, 40, 0)
+    assert (after, result.sent, result.received) == (address, 600, 0)
 
 
 def test_without_the_agent_everything_passes_and_every_answer_says_so(lab: Lab) -> None:
