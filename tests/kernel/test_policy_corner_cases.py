@@ -162,6 +162,8 @@ def test_an_address_that_comes_back_inherits_nothing(place: Place) -> None:
     assert place.addresses().by_place["z/heir"] == address
 
 
+# kindnetd judges both ends on the node that a connection meets first, and keeps records: test_policy_kindnet.py
+@pytest.mark.parametrize("place", [style for style in enforcing() if style != "kindnet"], indirect=True)
 def test_a_denied_packet_is_counted_where_its_pod_is(place: Place) -> None:
     """Egress on the node of the source, ingress on that of the destination, as the rules' counters tell."""
     web = "{podSelector: {matchLabels: {app: web}}, policyTypes: [Egress]}"
