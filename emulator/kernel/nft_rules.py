@@ -110,7 +110,9 @@ def _so_far(old: NftRules | None, new: NftRules, done: Sequence[str]) -> NftRule
 
 
 def _run(step: Transaction) -> None:
-    if (not step.lines and not step.sweep) or commit((*step.lines, *step.sweep)):
+    if not step.lines and not step.sweep:
+        return
+    if not step.intervals and commit((*step.lines, *step.sweep)):
         return
     try:
         _nft(step.text, step)

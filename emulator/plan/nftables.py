@@ -43,13 +43,15 @@ class Transaction(msgspec.Struct, frozen=True):
     """Lines for one run of nft; ``owners`` says for each line whose part it is of (empty: the table's own).
 
     ``sweep`` takes away the chains that nothing refers to any more; kernels before 6.2 refuse that in the transaction
-    that takes the last reference away. ``parts`` are the subjects that are as planned from here on.
+    that takes the last reference away. ``parts`` are the subjects that are as planned from here on. ``intervals``:
+    sets of intervals are among what changes, whose elements are more to the kernel than their lines say.
     """
 
     lines: tuple[str, ...]
     owners: tuple[str, ...]
     sweep: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
+    intervals: bool = False
 
     @property
     def text(self) -> str:
@@ -83,7 +85,9 @@ def transactions(old: NftRules | None, new: NftRules | None, at_once: int = PART
         writer.change(pairs)
         if last:
             writer.hooks(old.hooks if old is not None else (), new.hooks)
-        yield writer.transaction(subjects)
+        found = writer.transaction(subjects)
+        sets = (one for _, *both in pairs for part in both for one in part.sets)
+        yield msgspec.structs.replace(found, intervals=any("interval" in one.flags for one in sets))
 
 
 def interrupted(old: NftRules, new: NftRules, done: Iterable[str]) -> NftRules:
