@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from emulator.kernel.applier import Applier
+from emulator.kernel.offloads import switch
 from emulator.kernel.readback import differences
 from emulator.plan.diff import Operation
 from emulator.plan.model import (
@@ -91,7 +92,6 @@ def test_nothing_differs_right_after_set_up(applier: Applier) -> None:
         ("ip rule del priority 100", "is not there"),
         ("ip rule add priority 200 table 5", "policy rule priority 200 table 5 is not planned"),
         ("sysctl -qw net.ipv4.conf.cni0.proxy_arp=0", "the kernel has 0"),
-        ("ethtool -K va gro on", "on are gro"),
         ("iptables -F OURS", "chain ip filter OURS: rule is not there: -s 10.1.0.0/24 -j ACCEPT"),
         ("iptables -A INPUT -j DROP", "chain ip filter INPUT: rule is not planned: -j DROP"),
         ("iptables -N STRAY", "chain ip filter STRAY is not planned"),
@@ -107,6 +107,12 @@ def test_change_by_hand_is_found(applier: Applier, command: str, line: str) -> N
     found = differences(PLAN, applier)
 
     assert any(line in text for text in found), (said, found)
+
+
+def test_offloads_that_are_switched_on_are_found(applier: Applier) -> None:
+    switch([item for item in OBJECTS if isinstance(item, Offloads)], applier.wiring.netns, lambda _: None, on=True)
+
+    assert any("on are" in text and "gro" in text for text in differences(PLAN, applier))
 
 
 def test_dead_namespace_is_found(applier: Applier) -> None:
