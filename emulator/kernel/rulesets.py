@@ -299,6 +299,8 @@ class Rulesets:
         dying.sort(key=lambda part: (part[1].startswith("destroy "), not _is_list(part[0])))
         flavour = "nft" if self._backend == "nf_tables" else "legacy"
         wait = () if flavour == "nft" else ("-w", LOCK_WAIT)
+        if not (iptables[4] or iptables[6] or nft):
+            born, dying = [*born, *dying], []  # no rules in between: one run of the tool does it
         texts = [
             _Text(("ipset", "restore"), born),
             _Text((f"iptables-{flavour}-restore", "--noflush", *wait), iptables[4]),

@@ -243,5 +243,5 @@ def test_members_of_a_set_come_and_go_without_the_others_leaving(
 
     monkeypatch.setattr(rulesets, "run_tool", recording)
     applier.apply(diff(first, second))
-    assert "".join(fed).splitlines() == ["add s 10.0.0.3 -exist", "del s 10.0.0.1 -exist"]
+    assert fed == ["add s 10.0.0.3 -exist\ndel s 10.0.0.1 -exist\n"]
     assert differences(second, applier) == []
