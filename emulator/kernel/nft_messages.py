@@ -45,7 +45,8 @@ SOURCE, TARGET = {"ip": 12, "ip6": 8}, {"ip": 16, "ip6": 24}
 LENGTH = {"ip": 4, "ip6": 16}
 FAMILIES = {"ip": socket.AF_INET, "ip6": socket.AF_INET6}
 
-_LINE = re.compile(r"(add|delete|flush) (chain|rule|element) (ip6?) (\S+) (\S+)(?: (.+))?")
+# Of that table alone: sets of others may hold intervals, whose elements are two to the kernel, and no line says which
+_LINE = re.compile(r"(add|delete|flush) (chain|rule|element) (ip6?) (kube-proxy) (\S+)(?: (.+))?")
 _BRANCH = re.compile(r"(jump|goto) (\S+)")
 _FROM = re.compile(r"ip6? saddr ([0-9a-f.:]+) (jump|goto) (\S+)")
 _TO = re.compile(r"ip6? daddr ([0-9a-f.:]+)(?: ip6? saddr != ([0-9a-f.:]+/\d+))? (jump|goto) (\S+)")

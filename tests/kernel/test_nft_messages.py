@@ -24,49 +24,49 @@ pytestmark = [pytest.mark.sandbox, pytest.mark.requires("nft-program", "nft-nat"
 OURS, THEIRS = "pod/default/ours", "pod/default/theirs"
 # As kube-proxy's: chains of an endpoint and a Service in either family, elements of all kinds of keys
 FIRST = """\
-add table ip t
-add chain ip t marking
-add map ip t services { type ipv4_addr . inet_proto . inet_service : verdict ; }
-add map ip t ports { type inet_proto . inet_service : verdict ; }
-add set ip t addresses { type ipv4_addr ; }
-add chain ip t old
-add rule ip t old ip saddr 10.244.1.9 jump marking
-add element ip t services { 10.96.0.9 . tcp . 80 : goto old }
-add table ip6 t
-add chain ip6 t marking
-add map ip6 t services { type ipv6_addr . inet_proto . inet_service : verdict ; }
+add table ip kube-proxy
+add chain ip kube-proxy marking
+add map ip kube-proxy services { type ipv4_addr . inet_proto . inet_service : verdict ; }
+add map ip kube-proxy ports { type inet_proto . inet_service : verdict ; }
+add set ip kube-proxy addresses { type ipv4_addr ; }
+add chain ip kube-proxy old
+add rule ip kube-proxy old ip saddr 10.244.1.9 jump marking
+add element ip kube-proxy services { 10.96.0.9 . tcp . 80 : goto old }
+add table ip6 kube-proxy
+add chain ip6 kube-proxy marking
+add map ip6 kube-proxy services { type ipv6_addr . inet_proto . inet_service : verdict ; }
 """
 THEN = """\
-delete element ip t services { 10.96.0.9 . tcp . 80 }
-flush chain ip t old
-add chain ip t endpoint-a
-add chain ip t endpoint-b
-add chain ip t service
-add rule ip t endpoint-a ip saddr 10.244.1.2 jump marking
-add rule ip t endpoint-a meta l4proto tcp dnat to 10.244.1.2:8080
-add rule ip t endpoint-b ip saddr 10.244.2.2 jump marking
-add rule ip t endpoint-b meta l4proto udp dnat to 10.244.2.2:53
-add rule ip t service ip daddr 10.96.0.1 ip saddr != 10.244.0.0/16 jump marking
-add rule ip t service ip daddr 10.96.0.1 ip saddr != 10.240.0.0/12 jump marking
-add rule ip t service ip daddr 10.96.0.1 ip saddr != 10.244.3.0/24 jump marking
-add rule ip t service ip daddr 10.96.0.1 ip saddr != 10.244.7.1/32 jump marking
-add rule ip t service ip daddr 10.96.0.1 jump marking
-add rule ip t service jump marking
-add rule ip t service numgen random mod 2 vmap { 0 : goto endpoint-a, 1 : goto endpoint-b }
-add rule ip t old numgen random mod 1 vmap { 0 : goto endpoint-a }
-add rule ip t old goto service
-add element ip t services { 10.96.0.1 . tcp . 80 : goto service }
-add element ip t services { 10.96.0.2 . sctp . 81 comment "shop/web:http" : drop }
-add element ip t ports { udp . 30053 : jump service }
-add element ip t addresses { 10.96.0.1 }
-add chain ip6 t endpoint
-add chain ip6 t service
-add rule ip6 t endpoint ip6 saddr fd00:10:244::2 jump marking
-add rule ip6 t endpoint meta l4proto sctp dnat to [fd00:10:244::2]:8080
-add rule ip6 t service ip6 daddr fd00:10:96::1 ip6 saddr != fd00:10:244::/48 jump marking
-add rule ip6 t service ip6 daddr fd00:10:96::1 ip6 saddr != fd00:10:240::/44 jump marking
-add rule ip6 t service numgen random mod 1 vmap { 0 : goto endpoint }
-add element ip6 t services { fd00:10:96::1 . tcp . 80 : goto service }
+delete element ip kube-proxy services { 10.96.0.9 . tcp . 80 }
+flush chain ip kube-proxy old
+add chain ip kube-proxy endpoint-a
+add chain ip kube-proxy endpoint-b
+add chain ip kube-proxy service
+add rule ip kube-proxy endpoint-a ip saddr 10.244.1.2 jump marking
+add rule ip kube-proxy endpoint-a meta l4proto tcp dnat to 10.244.1.2:8080
+add rule ip kube-proxy endpoint-b ip saddr 10.244.2.2 jump marking
+add rule ip kube-proxy endpoint-b meta l4proto udp dnat to 10.244.2.2:53
+add rule ip kube-proxy service ip daddr 10.96.0.1 ip saddr != 10.244.0.0/16 jump marking
+add rule ip kube-proxy service ip daddr 10.96.0.1 ip saddr != 10.240.0.0/12 jump marking
+add rule ip kube-proxy service ip daddr 10.96.0.1 ip saddr != 10.244.3.0/24 jump marking
+add rule ip kube-proxy service ip daddr 10.96.0.1 ip saddr != 10.244.7.1/32 jump marking
+add rule ip kube-proxy service ip daddr 10.96.0.1 jump marking
+add rule ip kube-proxy service jump marking
+add rule ip kube-proxy service numgen random mod 2 vmap { 0 : goto endpoint-a, 1 : goto endpoint-b }
+add rule ip kube-proxy old numgen random mod 1 vmap { 0 : goto endpoint-a }
+add rule ip kube-proxy old goto service
+add element ip kube-proxy services { 10.96.0.1 . tcp . 80 : goto service }
+add element ip kube-proxy services { 10.96.0.2 . sctp . 81 comment "shop/web:http" : drop }
+add element ip kube-proxy ports { udp . 30053 : jump service }
+add element ip kube-proxy addresses { 10.96.0.1 }
+add chain ip6 kube-proxy endpoint
+add chain ip6 kube-proxy service
+add rule ip6 kube-proxy endpoint ip6 saddr fd00:10:244::2 jump marking
+add rule ip6 kube-proxy endpoint meta l4proto sctp dnat to [fd00:10:244::2]:8080
+add rule ip6 kube-proxy service ip6 daddr fd00:10:96::1 ip6 saddr != fd00:10:244::/48 jump marking
+add rule ip6 kube-proxy service ip6 daddr fd00:10:96::1 ip6 saddr != fd00:10:240::/44 jump marking
+add rule ip6 kube-proxy service numgen random mod 1 vmap { 0 : goto endpoint }
+add element ip6 kube-proxy services { fd00:10:96::1 . tcp . 80 : goto service }
 """
 
 
@@ -109,7 +109,7 @@ def test_every_line_that_is_known_here_comes_to_what_nft_makes_of_it() -> None:
         nft("-f", "-", text=FIRST)
         assert nft_messages.commit(THEN.splitlines())
         ours = held()
-        assert nft_messages.commit(["flush chain ip t old", "delete chain ip t old"])
+        assert nft_messages.commit(["flush chain ip kube-proxy old", "delete chain ip kube-proxy old"])
         assert "chain old" not in nft("list", "ruleset")
         nft("flush", "ruleset")
     assert ours == theirs
@@ -119,23 +119,26 @@ def test_every_line_that_is_known_here_comes_to_what_nft_makes_of_it() -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "add rule ip t old fib saddr type local jump marking",
-        'add rule ip t old goto marking comment "x"',
-        "add rule ip t old ip saddr 10.0.0.1/8 drop",
-        "add rule ip t old ip saddr fd00::1 jump marking",
-        "add rule ip t old ip saddr 300.0.0.1 jump marking",
-        "add rule ip t old meta l4proto 6 dnat to 10.0.0.1:80",
-        'add chain ip t other { comment "x" ; }',
-        "add set ip t other { type ipv4_addr ; }",
-        "delete rule ip t old handle 4",
+        "add rule ip kube-proxy old fib saddr type local jump marking",
+        'add rule ip kube-proxy old goto marking comment "x"',
+        "add rule ip kube-proxy old ip saddr 10.0.0.1/8 drop",
+        "add rule ip kube-proxy old ip saddr fd00::1 jump marking",
+        "add rule ip kube-proxy old ip saddr 300.0.0.1 jump marking",
+        "add rule ip kube-proxy old meta l4proto 6 dnat to 10.0.0.1:80",
+        'add chain ip kube-proxy other { comment "x" ; }',
+        "add set ip kube-proxy other { type ipv4_addr ; }",
+        "delete rule ip kube-proxy old handle 4",
         "list ruleset",
+        "add chain ip other x",
+        "add rule ip other x jump y",
+        "add element ip other nets { 10.244.0.64 }",  # might be a set of intervals
     ],
 )
 def test_a_line_that_is_not_known_leaves_all_of_it_to_nft(line: str) -> None:
     with inside(netns_path(OURS)):
         nft("-f", "-", text=FIRST)
         before = held()
-        assert not nft_messages.commit(["flush chain ip t old", line])
+        assert not nft_messages.commit(["flush chain ip kube-proxy old", line])
         assert held() == before
         nft("flush", "ruleset")
 
@@ -143,18 +146,19 @@ def test_a_line_that_is_not_known_leaves_all_of_it_to_nft(line: str) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "add rule ip t old jump nowhere",
-        "delete element ip t services { 10.96.0.77 . tcp . 80 }",
-        "delete chain ip t marking",
-        "add rule ip t nowhere jump marking",
-        "add chain ip other x",
+        "add rule ip kube-proxy old jump nowhere",
+        "delete element ip kube-proxy services { 10.96.0.77 . tcp . 80 }",
+        "delete chain ip kube-proxy marking",
+        "add rule ip kube-proxy nowhere jump marking",
     ],
 )
 def test_what_the_kernel_refuses_changes_nothing(line: str) -> None:
     with inside(netns_path(OURS)):
         nft("-f", "-", text=FIRST)
         before = held()
-        assert not nft_messages.commit(["add chain ip t more", "add rule ip t more jump marking", line])
+        assert not nft_messages.commit(
+            ["add chain ip kube-proxy more", "add rule ip kube-proxy more jump marking", line]
+        )
         assert held() == before
         nft("flush", "ruleset")
 
