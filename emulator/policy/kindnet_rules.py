@@ -78,7 +78,8 @@ def _table(node: Node, addresses: Sequence[str]) -> NftTable:
                 f"ct label set {LABEL}",
             ),
         ),
-        ("input", "type filter hook input priority srcnat + 1; policy accept;", ('iifname "lo" accept', *own)),
+        # srcnat + 1: nft takes the name at POSTROUTING alone
+        ("input", "type filter hook input priority 101; policy accept;", ('iifname "lo" accept', *own)),
         (
             "prerouting",
             "type filter hook prerouting priority dstnat + 5; policy accept;",

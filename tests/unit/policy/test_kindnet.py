@@ -46,7 +46,7 @@ chain postrouting {
     ct label set 28
 }
 chain input {
-    type filter hook input priority srcnat + 1; policy accept;
+    type filter hook input priority 101; policy accept;
     iifname "lo" accept
     ip saddr @podips-v4 ct state new queue flags bypass to 101
     ip6 saddr @podips-v6 ct state new queue flags bypass to 101
