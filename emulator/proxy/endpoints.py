@@ -69,11 +69,16 @@ class Choice:
 
 
 NOTHING = Choice()
+PROXY_NAME_LABEL, HEADLESS_LABEL = "service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"
 
 
-def proxied(service: Service) -> bool:
-    """Whether a proxy does anything for the Service: a headless one and an ExternalName get no rules."""
-    return service.type != "ExternalName" and not service.headless and bool(service.cluster_ips)
+def proxied(service: Service, proxy: str = "") -> bool:
+    """Whether a proxy does anything for the Service: a headless one and an ExternalName get no rules, nor does one
+    whose labels leave it to a proxy of another name. kube-proxy has none (cmd/kube-proxy/app/server.go)."""
+    if service.type == "ExternalName" or service.headless or not service.cluster_ips:
+        return False
+    wanted = service.labels.get(PROXY_NAME_LABEL)
+    return HEADLESS_LABEL not in service.labels and (wanted is None or (bool(proxy) and wanted == proxy))
 
 
 def cluster_ip(service: Service, family: Literal[4, 6]) -> str:

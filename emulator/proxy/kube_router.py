@@ -69,7 +69,6 @@ SCHEDULERS = ("rr", "lc", "dh", "sh", "mh")
 MAGLEV = "mh"
 FLAGS = {"flag-1": 1, "flag-2": 2, "flag-3": 3}
 # Labels by which a Service is left to somebody else, or to nobody
-PROXY_NAME_LABEL, HEADLESS_LABEL = "service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"
 
 _SYSCTLS = (
     ("vs/conntrack", "1", "IPVS connections are in conntrack, so that iptables can change their source"),
@@ -103,7 +102,7 @@ class KubeRouterProxy:
         an annotation that is wrong or not emulated."""
         if cluster.slices is not self._slices:
             self._slices, self._grouped = cluster.slices, slices_by_service(cluster.slices)
-        wanted = [_Wanted(service) for service in cluster.services if _is_ours(service)]
+        wanted = [_Wanted(service) for service in cluster.services if proxied(service, COMPONENT)]
         if faults := [fault for each in wanted for fault in each.faults()]:
             raise ManifestError(faults)
         for name, value, why in _SYSCTLS:
@@ -114,11 +113,6 @@ class KubeRouterProxy:
             for each in wanted:
                 part.add(each, self._grouped)
             yield from part.objects()
-
-
-def _is_ours(service: Service) -> bool:
-    named = service.labels.get(PROXY_NAME_LABEL, COMPONENT)
-    return proxied(service) and named == COMPONENT and HEADLESS_LABEL not in service.labels
 
 
 class _Wanted:

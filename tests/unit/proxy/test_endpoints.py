@@ -206,6 +206,18 @@ def test_headless_and_external_name_services_are_not_proxied() -> None:
     assert not proxied(service(type="ExternalName", cluster_ips=(), external_name="example.com"))
 
 
+@pytest.mark.parametrize("value", ["", "mine"])
+def test_a_service_that_is_labelled_for_another_proxy_is_left_to_it(value: str) -> None:
+    labelled = service(labels={"service.kubernetes.io/service-proxy-name": value})
+    assert not proxied(labelled)
+    assert proxied(labelled, "mine") == (value == "mine")
+    assert not proxied(labelled, "kube-router")
+
+
+def test_a_service_that_is_labelled_as_headless_is_not_proxied() -> None:
+    assert not proxied(service(labels={"service.kubernetes.io/headless": ""}))
+
+
 def test_slices_are_found_by_service_and_family() -> None:
     one = slice_of(ready(1))
     assert slices_by_service([one]) == {("ns1/svc1", 4): [one]}
