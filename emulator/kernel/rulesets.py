@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from emulator.errors import ApplyError, Unsupported, UserError
-from emulator.kernel import nft_rules, proxy_tables
+from emulator.kernel import ipset_messages, nft_rules, proxy_tables
 from emulator.kernel.namespaces import enter, in_parallel, in_thread
 from emulator.kernel.netns import netns_path
 from emulator.kernel.nft_rules import NftLoader
@@ -36,6 +36,7 @@ Backend = Literal["", "nf_tables", "legacy"]
 
 BACKEND_VARIABLE = "CNILAB_IPTABLES"  # overrides what is found out: nft or legacy
 
+IPSET = ("ipset", "restore")
 LOCK_WAIT = "5"  # seconds, for the legacy back end's /run/xtables.lock
 
 _LINE = re.compile(r"line:? (\d+)")
@@ -302,11 +303,11 @@ class Rulesets:
         if not (iptables[4] or iptables[6] or nft):
             born, dying = [*born, *dying], []  # no rules in between: one run of the tool does it
         texts = [
-            _Text(("ipset", "restore"), born),
+            _Text(IPSET, born),
             _Text((f"iptables-{flavour}-restore", "--noflush", *wait), iptables[4]),
             _Text((f"ip6tables-{flavour}-restore", "--noflush", *wait), iptables[6]),
             _Text(("nft", "-f", "-"), nft, one_transaction=True),
-            _Text(("ipset", "restore"), dying),
+            _Text(IPSET, dying),
         ]
         return [text for text in texts if text.parts]
 
@@ -367,7 +368,8 @@ def _drop_text(item: NftTable) -> str:
 
 def _feed(ns: str, text: _Text, finished: Callable[[Ruleset], None]) -> None:
     try:
-        run_tool(text.argv, text.whole)
+        if not (text.argv == IPSET and ipset_messages.commit(text.whole.splitlines())):
+            run_tool(text.argv, text.whole)
     except FileNotFoundError as error:
         raise Unsupported(
             f"{text.argv[0]} is not installed", hint="`cnilab doctor` names the package", features=(text.argv[0],)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -15,10 +15,9 @@ from emulator.cluster.topology import parse_topology
 from emulator.cni.felix_nftables import nft_table
 from emulator.cni.styles import load_style
 from emulator.errors import ApplyError
-from emulator.kernel import nft_rules, rulesets
+from emulator.kernel import ipset_messages, nft_rules
 from emulator.kernel.applier import Applier
 from emulator.kernel.readback import differences
-from emulator.kernel.rule_tools import run_tool
 from emulator.plan.build import build
 from emulator.plan.diff import diff
 from emulator.plan.model import (
@@ -231,17 +230,18 @@ def test_a_new_pods_rules_are_in_force_before_its_device_is_there(
 def test_members_of_a_set_come_and_go_without_the_others_leaving(
     applier: Applier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A relabelled pod costs one line for ipset, in a set that stays the same set."""
+    """A relabelled pod costs a line for each set, in a set that stays the same set."""
     first = plan((IpSet(ns=NODE, name="s", type="hash:net", family=4, members=("10.0.0.1", "10.0.0.2")),))
     second = plan((IpSet(ns=NODE, name="s", type="hash:net", family=4, members=("10.0.0.2", "10.0.0.3")),))
     applier.apply(diff(None, first))
     fed: list[str] = []
+    commit = ipset_messages.commit
 
-    def recording(argv: tuple[str, ...], text: str, *rest: Any) -> str:
-        fed.append(text)
-        return run_tool(argv, text, *rest)
+    def recording(lines: Sequence[str]) -> bool:
+        fed.extend(lines)
+        return commit(lines)
 
-    monkeypatch.setattr(rulesets, "run_tool", recording)
+    monkeypatch.setattr(ipset_messages, "commit", recording)
     applier.apply(diff(first, second))
-    assert fed == ["add s 10.0.0.3 -exist\ndel s 10.0.0.1 -exist\n"]
+    assert fed == ["add s 10.0.0.3 -exist", "del s 10.0.0.1 -exist"]
     assert differences(second, applier) == []
