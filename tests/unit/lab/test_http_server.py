@@ -118,6 +118,12 @@ def test_warnings_of_the_lab_come_with_every_answer_on_one_clean_line(path: str)
     assert second == "?"
 
 
+def test_a_socket_with_a_longer_path_than_an_address_holds_is_reached(path: str, tmp_path: Path) -> None:
+    far = tmp_path / ("a-long-name" * 10)
+    far.symlink_to(Path(path).parent)
+    assert Client(str(far / Path(path).name)).call("GET", "/version") == Client(path).call("GET", "/version")
+
+
 def test_watch_of_a_client_that_hangs_up_ends(path: str, raw: Raw) -> None:
     raw.socket.sendall(f"GET {PODS}?watch=1 HTTP/1.1\r\nHost: lab\r\n\r\n".encode())
     assert raw.file.readline().startswith(b"HTTP/1.1 200")
