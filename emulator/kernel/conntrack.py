@@ -40,14 +40,18 @@ _PORT = struct.Struct("!H")
 T = TypeVar("T")
 
 
-def udp_entries(ns: str) -> list[Entry]:
-    """The UDP entries of a namespace (by its name in the plan). Raises ApplyError."""
+def udp_entries(ns: str, families: Iterable[int] = (4, 6)) -> list[Entry]:
+    """The UDP entries of a namespace (by its name in the plan), of these IP versions: for each the kernel goes through
+    its whole table. Raises ApplyError."""
     try:
         with inside(netns_path(ns)):
             asked = opened()
         with asked:
             return [
-                entry for family in FAMILIES for body in answers(asked, _udp_only(family)) for entry in _entry(body)
+                entry
+                for version in families
+                for body in answers(asked, _udp_only(socket.AF_INET6 if version == 6 else socket.AF_INET))
+                for entry in _entry(body)
             ]
     except OSError as error:
         raise ApplyError(f"failed to look through the connection tracking of {ns}: {error}") from error

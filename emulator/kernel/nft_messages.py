@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from itertools import count
 
-from emulator.kernel.netfilter_netlink import attribute, opened
+from emulator.kernel.netfilter_netlink import attribute, close_beside, opened
 from emulator.kernel.netlink import HEADER, NLM_F_ACK, NLM_F_REQUEST, NLMSG_ERROR
 
 FEW = 200  # lines; what is longer is a load, not a change, and is nft's
@@ -289,7 +289,8 @@ def _sent(messages: Sequence[tuple[int, int, int, bytes]]) -> bool:
     for number, (kind, flags, family, attributes) in enumerate(messages, start=1):
         batch.append(_message(NFTABLES << 8 | kind, flags | NLM_F_ACK, number, family, bytes(2), attributes))
     batch.append(_message(BATCH_END, 0, len(messages) + 1, 0, struct.pack("!H", NFTABLES), b""))
-    with opened() as asked:
+    asked = opened()
+    try:
         asked.send(b"".join(batch))
         waiting = set(range(1, len(messages) + 1))
         while waiting:
@@ -301,6 +302,8 @@ def _sent(messages: Sequence[tuple[int, int, int, bytes]]) -> bool:
                     return False
                 waiting.discard(number)
                 offset += (length + 3) & ~3
+    finally:
+        close_beside(asked)
     return True
 
 

@@ -223,7 +223,7 @@ class Machinery:
         from emulator.kernel.conntrack import forget, udp_entries
 
         for ns in nodes:
-            if old := list(stale(udp_entries(ns), known)):
+            if old := list(stale(udp_entries(ns, known.families), known)):
                 forget(ns, old)
 
     # Counting hook passes

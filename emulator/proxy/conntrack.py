@@ -42,6 +42,11 @@ class Served(NamedTuple):
         """Whether there is nothing that an entry could be of."""
         return not self.addresses and not self.node_ports
 
+    @property
+    def families(self) -> frozenset[int]:
+        """The IP versions that an entry of a Service can be of."""
+        return frozenset(6 if ":" in address else 4 for address, _ in self.addresses)
+
 
 def served(cluster: Cluster) -> Served:
     """What serves what, on every node alike."""
