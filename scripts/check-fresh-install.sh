@@ -66,6 +66,7 @@ for line in subprocess.run([sys.executable, "-m", "pip", "config", "list"], capt
     wanted[key.replace(":env:", "global").split(".", 1)[1]] = value.strip("'")
 if "cert" in wanted:
     wanted["cert"] = "/etc/machine-ca.pem"
+wanted.pop("constraint", None)  # releases that this machine would have; a fresh one has none
 with open(sys.argv[1], "w") as file:
     file.write("[global]\n" + "".join(f"{key} = {value}\n" for key, value in wanted.items()))
 PYTHON
