@@ -206,7 +206,8 @@ class Applier:
         rewired: list[Any] = [pair for pair in replaced if not isinstance(pair[1], _NOT_WIRED)]
         if wired or rewired:
             progress(f"wiring {_count([*wired, *(new for _, new in rewired)])}")
-        self.wiring.make(wired, rewired, self._told(journal.put))
+        judged = {item.ns for item in (*early, *(new for _, new in changed_early), *judges)}
+        self.wiring.make(wired, rewired, self._told(journal.put), judged)
         offloads.switch(_of(added, Offloads), self.wiring.netns, journal.put)
         self.impairments.set(_of([*added, *(new for _, new in replaced)], Impairment), journal.put)
         self.rulesets.load(

@@ -14,7 +14,7 @@ import os
 import re
 import subprocess
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,6 +26,7 @@ from emulator.kernel.nft_rules import NftLoader
 from emulator.kernel.rule_tools import TIMEOUT, run_tool
 from emulator.kernel.syscalls import CLONE_NEWNET, setns
 from emulator.kernel.underlay import LabNet
+from emulator.plan.borrowed import asking, borrowed_sets
 from emulator.plan.describe import describe
 from emulator.plan.iptables import remove_text, restore_text
 from emulator.plan.model import UNDERLAY, AnyObject, IpSet, IptablesRules, IpvsServers, NftRules, NftTable, ProxyRules
@@ -147,8 +148,22 @@ class Rulesets:
             # Before the first of its members changes: what fails halfway can be undone then
             if isinstance(old, IpSet) and isinstance(new, IpSet):
                 finished(new)
-        for text in self._texts(work):
-            _feed(ns, text, finished)
+        borrowed = borrowed_sets(work, {item.name for item in self._held(ns) if isinstance(item, IpSet)})
+        borrowed_names, lent = {item.name for item in borrowed.values()}, dict[str, IpSet]()
+
+        def fed(item: Ruleset) -> None:
+            if not isinstance(item, IpSet) or item.name not in borrowed_names:
+                finished(item)
+            elif lent.pop(item.name, None) is None:  # first it comes, then it goes
+                lent[item.name] = item
+
+        try:
+            for text in self._texts(work, borrowed):
+                _feed(ns, text, fed)
+        except BaseException:
+            for item in lent.values():
+                finished(item)  # so that it goes when all is undone
+            raise
         for old, new in work:
             if isinstance(new, ProxyRules):
                 before = old if isinstance(old, ProxyRules) else None
@@ -267,28 +282,41 @@ class Rulesets:
             )
         return found
 
-    def _texts(self, work: Sequence[tuple[Ruleset | None, Ruleset | None]]) -> list[_Text]:
+    def _texts(
+        self, work: Sequence[tuple[Ruleset | None, Ruleset | None]], borrowed: Mapping[str, IpSet]
+    ) -> list[_Text]:
         """What to feed to which tool, in order: sets before the rules that name them, and after them when they go.
 
         So it is with members: who comes is in before the rules change, who goes is in until then. In between a set
-        holds both, so whatever passes before and after passes all the time.
+        holds both, so whatever passes before and after passes all the time. Where that would let through more, rules
+        ask a borrowed set in between (``emulator.plan.borrowed``).
         """
-        born: list[tuple[Ruleset, str]] = []
+        born: list[tuple[Ruleset, str]] = [(item, _set_text(item)) for item in borrowed.values()]
+        unasked: list[tuple[Ruleset, str]] = []
         dying: list[tuple[Ruleset, str]] = []
         iptables: dict[int, list[tuple[Ruleset, str]]] = {4: [], 6: []}
+        settled: dict[int, list[tuple[Ruleset, str]]] = {4: [], 6: []}
         nft: list[tuple[Ruleset, str]] = []
         for old, new in work:
             if isinstance(new, IpSet):
                 before_set = old if isinstance(old, IpSet) else None
-                if coming := _set_text(new) if before_set is None else _coming_text(new, before_set):
+                coming = _set_text(new) if before_set is None else _coming_text(new, before_set)
+                going = "" if before_set is None else _going_text(new, before_set)
+                if new.name in borrowed:
+                    unasked.append((new, coming + going))
+                    continue
+                if coming:
                     born.append((new, coming))
-                if before_set is not None and (going := _going_text(new, before_set)):
+                if going:
                     dying.append((new, going))
             elif isinstance(old, IpSet):
                 dying.append((old, f"destroy {old.name}\n"))
             elif isinstance(new, IptablesRules):
                 before = old if isinstance(old, IptablesRules) else None
-                iptables[new.family].append((new, restore_text(new, before)))
+                between = asking(new, before, borrowed) if borrowed and before is not None else new
+                iptables[new.family].append((new, restore_text(between, before)))
+                if between != new:
+                    settled[new.family].append((new, restore_text(new, between)))
             elif isinstance(old, IptablesRules):
                 iptables[old.family].append((old, remove_text(old)))
             elif isinstance(new, NftTable):
@@ -297,19 +325,25 @@ class Rulesets:
                 nft.append((old, _drop_text(old)))
         # A list refers to its members: it comes after them, and goes before them
         born.sort(key=lambda part: _is_list(part[0]))
+        dying += [(item, f"destroy {item.name}\n") for item in borrowed.values()]
         dying.sort(key=lambda part: (part[1].startswith("destroy "), not _is_list(part[0])))
-        flavour = "nft" if self._backend == "nf_tables" else "legacy"
-        wait = () if flavour == "nft" else ("-w", LOCK_WAIT)
         if not (iptables[4] or iptables[6] or nft):
             born, dying = [*born, *dying], []  # no rules in between: one run of the tool does it
         texts = [
             _Text(IPSET, born),
-            _Text((f"iptables-{flavour}-restore", "--noflush", *wait), iptables[4]),
-            _Text((f"ip6tables-{flavour}-restore", "--noflush", *wait), iptables[6]),
+            *self._restores(iptables),
             _Text(("nft", "-f", "-"), nft, one_transaction=True),
+            _Text(IPSET, unasked),
+            *self._restores(settled),
             _Text(IPSET, dying),
         ]
         return [text for text in texts if text.parts]
+
+    def _restores(self, parts: dict[int, list[tuple[Ruleset, str]]]) -> Iterator[_Text]:
+        flavour = "nft" if self._backend == "nf_tables" else "legacy"
+        wait = () if flavour == "nft" else ("-w", LOCK_WAIT)
+        yield _Text((f"iptables-{flavour}-restore", "--noflush", *wait), parts[4])
+        yield _Text((f"ip6tables-{flavour}-restore", "--noflush", *wait), parts[6])
 
 
 def _set_text(item: IpSet) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from errno import EADDRNOTAVAIL, ENODEV, ENOENT, ESRCH
 
@@ -28,6 +28,7 @@ from emulator.kernel.netns import netns_path
 from emulator.kernel.syscalls import inside
 from emulator.kernel.tun import make_tun
 from emulator.kernel.underlay import LabNet
+from emulator.kernel.waiting import bridged_pods, drop_waiting
 from emulator.plan.describe import describe
 from emulator.plan.diff import sysctl_device
 from emulator.plan.model import (
@@ -132,8 +133,15 @@ class Wiring:
 
     # ------------------------------------------------------------ making
 
-    def make(self, items: Sequence[Wired], replaced: Sequence[tuple[Wired, Wired]], done: Done) -> None:
-        """Set all objects; ``replaced`` are pairs of old and new."""
+    def make(
+        self,
+        items: Sequence[Wired],
+        replaced: Sequence[tuple[Wired, Wired]],
+        done: Done,
+        judged: Collection[str] = (),
+    ) -> None:
+        """Set all objects; ``replaced`` are pairs of old and new. ``judged`` are namespaces whose rules have just been
+        told of the pods that come: what they let wait for those before is dropped."""
         self._make_namespaces(items, done)
         ports = {(item.ns, item.device): item for item in items if isinstance(item, BridgePort)}
         bridges: defaultdict[str, list[Bridge]] = defaultdict(list)
@@ -146,6 +154,9 @@ class Wiring:
                 for item in wanted:
                     self.net.add_switch(item)
         plugged = self._make_veths([item for item in items if isinstance(item, Veth)], ports, done)
+        for (ns, bridge), addresses in bridged_pods(items, judged).items():
+            with self.channel(ns) as channel:
+                drop_waiting(channel, self.indexes(ns)[bridge], addresses)
         self._configure(items, replaced, plugged, done)
         await_carrier(self.channel, self._awaited)
         self._awaited.clear()
