@@ -61,6 +61,7 @@ class _Known:
     members: tuple[frozenset[str], ...]
     sets: dict[str, tuple[IpSet, ...]] = field(default_factory=dict)  # by node
     chains: tuple[Chain, ...] = ()
+    quirks: frozenset[Quirk] | None = None  # those that matter to it; None as long as nobody has asked
 
 
 class KubeRouterPolicies(OnEveryNode):
@@ -80,6 +81,8 @@ class KubeRouterPolicies(OnEveryNode):
         self._judge: Judge | None = None
         self._pods: dict[str, Pod] = {}
         self._policies: dict[tuple[str, Family], _Known] = {}
+        # Both in one, as who asks for deviations does not wait for a change that is under way
+        self._written: tuple[Compiled | None, dict[tuple[str, Family], _Known]] = (None, {})
         self._chains: dict[LocalPod, tuple[object, Chain]] = {}  # of pods, each with what it was written from
 
     # -- a node ---------------------------------------------------------------------------------------------
@@ -113,6 +116,7 @@ class KubeRouterPolicies(OnEveryNode):
                     old = _Known(made, members, chains=old.chains if old is not None and same else _written(made))
                 fresh[policy.key, family] = old
         self._compiled, self._pods, self._policies = compiled, compiled.pods, fresh
+        self._written = compiled, fresh
 
     def _sets(self, known: _Known, node: Node, family: Family) -> tuple[IpSet, ...]:
         found = known.sets.get(node.ns)
@@ -179,11 +183,27 @@ class KubeRouterPolicies(OnEveryNode):
         yield _told("icmp")
         if any(policy.egress is not None for policy in read):
             yield _told("own-node")
+        of, known = self._written
         families = families_of(cluster.topology.pod_cidrs)
         for policy in read:
-            for quirk in sorted(self._quirks.difference(_GENERAL)):
-                if any(_matters(compiled, policy, family, quirk) for family in families):
-                    yield _told(quirk, policy.key)
+            found: set[Quirk] = set()
+            for family in families:
+                found |= self._quirks_of(compiled, policy, family, known if of is compiled else {})
+            for quirk in sorted(found):
+                yield _told(quirk, policy.key)
+
+    def _quirks_of(
+        self, compiled: Compiled, policy: Policy, family: Family, known: dict[tuple[str, Family], _Known]
+    ) -> frozenset[Quirk]:
+        """The quirks that matter to a policy. What is known of it stays the same object while it is written alike."""
+        of = known.get((policy.key, family))
+        found = of.quirks if of is not None else None
+        if found is None:
+            asked = self._quirks.difference(_GENERAL)
+            found = frozenset(quirk for quirk in asked if _matters(compiled, policy, family, quirk))
+            if of is not None:
+                of.quirks = found
+        return found
 
     def deviates(self, compiled: Compiled, flow: Flow, *, allowed: bool) -> Deviation | None:
         if self._judge is None or self._judge.compiled is not compiled:

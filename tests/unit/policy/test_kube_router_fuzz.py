@@ -113,4 +113,6 @@ def test_the_rules_of_every_step_are_what_the_specification_and_the_real_project
             for node in cluster.nodes:
                 anew = list(load(enforcer.mode).node(cluster, compiled, node))
                 assert list(enforcer.node(cluster, compiled, node)) == anew
+            told = list(enforcer.deviations(cluster, compiled))
+            assert told == list(load(enforcer.mode).deviations(cluster, compiled))
         world = data.draw(changed(world))
