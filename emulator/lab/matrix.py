@@ -184,6 +184,7 @@ class MatrixTaker:
                 timeout=window,
                 knock=True,
                 fresh=True,
+                sender=each.source.sender(each.address),
             )
             for each in wanted
         ]

@@ -40,6 +40,12 @@ class Place(NamedTuple):
     port: str = ""
     name: str = ""
 
+    def sender(self, target: str) -> str:
+        """The address that packets to ``target`` have when they leave, if it is a pod's of its own; else nothing."""
+        if self.pod is None or self.pod.host_network:
+            return ""
+        return next((one for one in self.pod.addresses if (":" in one) == (":" in target)), "")
+
 
 def split_port(text: str) -> tuple[str, int]:
     """``TO[:PORT]`` apart; port 0 where none is given. IPv6 addresses with a port stand in brackets. The name of a

@@ -261,6 +261,7 @@ class Verbs:
             dont_fragment=request.dont_fragment,
             ttl=request.ttl,
             allow_fragments=request.allow_fragments,
+            sender=way.source.sender(way.address),
         )
 
     def _owner(self, address: str) -> str:

@@ -143,7 +143,7 @@ class DatagramFlow:
             return bind(self.socket, self.probe, ports)
         if self.probe.source:
             self.socket.bind((self.probe.source, 0))
-        return self.probe.source_port or ports.take(self.probe.netns, "icmp", fresh=self.probe.fresh)
+        return self.probe.source_port or fresh_port(self.probe, ports)
 
     def _request(self, number: int) -> bytes:
         if not self._icmp:
@@ -217,7 +217,7 @@ def bind(sock: socket.socket, probe: Probe, ports: FreshPorts) -> int:
         sock.bind((address, probe.source_port))
         return probe.source_port
     for _ in range(BIND_ATTEMPTS):
-        port = ports.take(probe.netns, probe.protocol, fresh=probe.fresh)
+        port = fresh_port(probe, ports)
         try:
             sock.bind((address, port))
             return port
@@ -225,6 +225,11 @@ def bind(sock: socket.socket, probe: Probe, ports: FreshPorts) -> int:
             if error.errno != errno.EADDRINUSE:
                 raise
     raise OSError(errno.EADDRINUSE, f"no free source port in {probe.netns}")
+
+
+def fresh_port(probe: Probe, ports: FreshPorts) -> int:
+    """A port, or ICMP id, that the probe's sender has not used lately. Raises NoFreshPort."""
+    return ports.take(probe.netns, probe.protocol, sender=probe.source or probe.sender, fresh=probe.fresh)
 
 
 def socket_address(probe: Probe, port: int) -> tuple[str, int] | tuple[str, int, int, int]:

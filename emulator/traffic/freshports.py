@@ -2,8 +2,10 @@
 
 The kernel chooses ports at random, so now and then two probes share a 5-tuple within conntrack's timeout, and
 the second follows the first one's translation instead of asking for its own, or passes as a packet of a connection that
-was allowed when it began. Here each namespace and protocol counts through the whole range instead. Where counting
+was allowed when it began. Here each sender and protocol counts through the whole range instead. Where counting
 begins depends on the namespace, so that a node that masquerades several pods can keep the ports as they are.
+
+A pod is known by its address: whoever has it next goes on counting, since connection tracking takes both for one.
 
 Who needs a verdict and not just an answer asks for a *fresh* port: rather than one that was handed out within
 :data:`HELD` seconds, for whatever purpose, it gets none.
@@ -29,19 +31,21 @@ class NoFreshPort(OSError):
 
 
 class FreshPorts:
-    """One counter for each namespace and protocol."""
+    """One counter for each sender and protocol."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._next: dict[tuple[str, str], int] = {}
         self._used: dict[tuple[str, str], dict[int, float]] = {}
+        self._first: dict[tuple[str, str], int] = {}
 
-    def take(self, netns: str, protocol: str, *, fresh: bool = False) -> int:
-        """The next one; ``protocol`` is ``tcp``, ``udp``, ``sctp`` or ``icmp``.
+    def take(self, netns: str, protocol: str, *, sender: str = "", fresh: bool = False) -> int:
+        """The next one; ``protocol`` is ``tcp``, ``udp``, ``sctp`` or ``icmp``. ``sender`` is the address that the
+        namespace sends from, if it has but one.
 
         ``fresh``: raises NoFreshPort where that one may still be known from its last use.
         """
-        key = (netns, protocol)
+        key = (sender or netns, protocol)
         number = self._next.get(key, 0)
         size = ICMP_IDS if protocol == "icmp" else PORTS
         used = self._used.setdefault(key, {})
@@ -53,5 +57,5 @@ class FreshPorts:
         if number % BLOCK == 0:
             used.pop((number - 2 * size) // BLOCK, None)
         self._next[key] = number + 1
-        index = zlib.crc32(netns.encode()) + number
+        index = self._first.setdefault(key, zlib.crc32(netns.encode())) + number
         return 1 + index % ICMP_IDS if protocol == "icmp" else FIRST_PORT + index % PORTS

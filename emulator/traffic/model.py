@@ -51,7 +51,8 @@ class Probe(msgspec.Struct, frozen=True, omit_defaults=True):
     rest go out at once, so that a probe lasts at most two timeouts longer than its answers. Each of the ``count`` TCP
     requests is a connection of its own; UDP datagrams and pings share one flow unless ``new_flow`` gives each its own
     source port (or ICMP id). ``source_port`` 0: a port that this namespace has not used lately. ``fresh``: rather none
-    than one of which connection tracking may still know.
+    than one of which connection tracking may still know. ``sender`` is the address that the packets will have, where it
+    is known: a namespace of before may have used it.
 
     ``knock``: a TCP connection that is established is an answer, and nothing is said on it; it is reset. Of UDP, any
     datagram is an answer, an echo or not. SCTP is never more than INIT, and INIT ACK in answer.
@@ -74,6 +75,7 @@ class Probe(msgspec.Struct, frozen=True, omit_defaults=True):
     new_flow: bool = False
     knock: bool = False
     fresh: bool = False
+    sender: str = ""
 
 
 class ProbeResult(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from emulator.traffic import errqueue, sctp
 from emulator.traffic.errqueue import NetworkError
-from emulator.traffic.flows import Echo, Failure, set_options, socket_address
+from emulator.traffic.flows import Echo, Failure, fresh_port, set_options, socket_address
 from emulator.traffic.freshports import FreshPorts
 from emulator.traffic.model import Probe
 
@@ -31,7 +31,7 @@ class SctpFlow:
             if probe.source:
                 self.socket.bind((probe.source, 0))
             # A raw socket holds no port: that nobody else has this one, the counter sees to
-            self.local_port = probe.source_port or ports.take(probe.netns, "sctp", fresh=probe.fresh)
+            self.local_port = probe.source_port or fresh_port(probe, ports)
             self.socket.connect(socket_address(probe, 0))
             self.local_address = str(self.socket.getsockname()[0])
         except OSError:

@@ -197,3 +197,22 @@ def test_sessions_with_a_password_hear_nobody_who_does_not_sign() -> None:
         assert lab.verify() == []
         unsigned = ("timeout", "1.5", "bash", "-c", "exec 3<>/dev/tcp/192.168.50.12/179")
         assert lab.run("n1", *unsigned).returncode == 124
+
+
+def test_whoever_has_a_pods_address_next_asks_from_ports_that_were_not_used(vxlan: Lab) -> None:
+    """Connection tracking takes the two for one: a datagram from a port that the first was answered on passes rules
+    that deny the second."""
+    asked: list[list[int]] = []
+    for name in ("first", "second"):
+        wish = {"cni.projectcalico.org/ipAddrs": '["10.244.0.50"]'}
+        pod = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": name, "annotations": wish},
+            "spec": {"nodeName": "n1", "containers": [{"name": "c", "image": "i"}]},
+        }
+        vxlan.apply(pod)
+        assert [one.addresses for one in vxlan.cluster().pods if one.name == name] == [("10.244.0.50",)]
+        asked.append([vxlan.probe(name, "n2-p1", 80, "udp").result.local_port for _ in range(3)])
+        vxlan.delete_manifests(pod, grace_period=0)
+    assert asked[1] == [port + 3 for port in asked[0]]

@@ -70,3 +70,14 @@ def test_what_is_remembered_of_used_ports_stays_small() -> None:
     for _ in range(5 * PORTS):
         ports.take("/run/netns/a", "tcp")
     assert len(ports._used["/run/netns/a", "tcp"]) < 400
+
+
+def test_who_takes_over_an_address_goes_on_counting() -> None:
+    clock = Clock()
+    ports = FreshPorts(clock)
+    first = [ports.take("/run/netns/a", "udp", sender="10.0.0.2", fresh=True) for _ in range(PORTS - 1)]
+    last = ports.take("/run/netns/b", "udp", sender="10.0.0.2", fresh=True)
+    assert {*first, last} == set(range(FIRST_PORT, 61000))
+    with pytest.raises(NoFreshPort):
+        ports.take("/run/netns/c", "udp", sender="10.0.0.2", fresh=True)
+    assert ports.take("/run/netns/c", "udp", sender="10.0.0.3", fresh=True)
