@@ -94,18 +94,18 @@ def _judged_otherwise(old: Compiled, new: Compiled, direction: str) -> Iterator[
 
 
 def _affected(old: Compiled, new: Compiled, touched: set[str]) -> list[Policy]:
-    """The policies that mention somebody who changed."""
+    """The policies that mention somebody who changed: who is in another set, or has other addresses or ports."""
+    moved = {key for key in touched if _speaks_otherwise(old.pods.get(key), new.pods.get(key))}
     changed = {
         one
         for one, members in new.members.items()
-        if old.members.get(one) is not members or not touched.isdisjoint(members)
+        if old.members.get(one) is not members or not moved.isdisjoint(members)
     }
     if old.networks != new.networks or old.network_sets != new.network_sets:
         changed |= old.networks.keys() | new.networks.keys()
-    ports = any(_speaks_otherwise(old.pods.get(key), new.pods.get(key)) for key in touched)
     services = old.cluster.slices is not new.cluster.slices
     namespaces = old.cluster.namespaces is not new.cluster.namespaces and bool(new.network_sets)
-    return [policy for policy in new.policies if namespaces or _mentions(policy, changed, ports, services)]
+    return [policy for policy in new.policies if namespaces or _mentions(policy, changed, bool(moved), services)]
 
 
 def _speaks_otherwise(old: Pod | None, new: Pod | None) -> bool:

@@ -19,9 +19,10 @@ Sources: projectcalico/calico felix/dataplane/linux (endpoint_mgr.go, policy_mgr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import NamedTuple
 
 from emulator.cluster.model import Cluster, Node, Pod
 from emulator.plan.model import AnyObject, Family
@@ -51,14 +52,30 @@ def title_of(nftables: Iterable[bool]) -> str:
     return f"Felix · {kinds}"
 
 
+Asked = tuple[
+    tuple[str, bool, tuple[Group, ...]], ...
+]  # tiers: name, whether what nothing matches goes on, whom to ask
+
+
+class _Judged(NamedTuple):
+    """A pod as Felix sees it, which holds as long as its policies are the same objects: its endpoint, and the chains of
+    policies and groups that this asks."""
+
+    pod: Pod
+    policies: tuple[tuple[Policy, ...], tuple[Policy, ...]]
+    endpoint: Endpoint
+    met: tuple[tuple[tuple[Words, Direction], Group], ...]
+
+
 @dataclass
 class _Step:
-    """What was worked out for one step's policies."""
+    """What was worked out for one step's policies. ``judged`` is by the pods' keys, and taken along from step to step
+    while the tiers are the same."""
 
     compiled: Compiled
     members: Members
-    touched: frozenset[str] = frozenset()
-    tiers: dict[tuple[int, ...], tuple[tuple[str, bool, tuple[Group, ...]], ...]] = field(default_factory=dict)
+    tiers: dict[tuple[int, ...], Asked] = field(default_factory=dict)
+    judged: dict[str, _Judged] = field(default_factory=dict)
 
 
 class Felix(Configured):
@@ -89,13 +106,9 @@ class Felix(Configured):
     def node(self, cluster: Cluster, compiled: Compiled, node: Node) -> Iterator[AnyObject]:
         """The sets and the table of one node that policies are in, in each family."""
         step = self._at(compiled)
-        judged = [(pod, self._judged(step, pod)) for pod in cluster.pods_on(node.name) if not pod.host_network]
-        endpoints = [self._endpoint(pod, tiers) for pod, tiers in judged]
-        met: dict[tuple[Words, Direction], Group] = {}
-        for _, tiers in judged:
-            for direction in DIRECTIONS:
-                for _, _, found in tiers[direction]:
-                    met.update(((group.name, direction), group) for group in found)
+        judged = [self._judged(step, pod) for pod in cluster.pods_on(node.name) if not pod.host_network]
+        endpoints = [one.endpoint for one in judged]
+        met = {key: group for one in judged for key, group in one.met}
         policies = {
             (id(policy), direction): policy for (_, direction), group in met.items() for policy in group.policies
         }
@@ -113,13 +126,29 @@ class Felix(Configured):
             )
             yield from self._tables.judged(cluster, node, family, judging, own_node=self.mode == "spec")
 
-    def _judged(self, step: _Step, pod: Pod) -> dict[Direction, tuple[tuple[str, bool, tuple[Group, ...]], ...]]:
-        """The tiers that judge a pod, in each direction: name, whether what nothing matches goes on, and whom to
-        ask."""
-        return {direction: self._tiers(step, pod, direction) for direction in DIRECTIONS}
+    def _judged(self, step: _Step, pod: Pod) -> _Judged:
+        key = pod.key
+        ingress, egress = (step.compiled.of_pod(key, direction) for direction in DIRECTIONS)
+        known = step.judged.get(key)
+        if known is not None and known.pod is pod and known.policies[0] is ingress and known.policies[1] is egress:
+            return known
+        asked = [self._tiers(step, policies, way) for policies, way in zip((ingress, egress), DIRECTIONS, strict=True)]
+        to_it, from_it = (
+            tuple(TierPolicies(tier, tuple(group.name for group in found), passes) for tier, passes, found in tiers)
+            for tiers in asked
+        )
+        endpoint = Endpoint(host_device(pod), profiles_of(pod), to_it, from_it, may_tunnel=self.mode == "spec")
+        met = tuple(
+            ((group.name, direction), group)
+            for direction, tiers in zip(DIRECTIONS, asked, strict=True)
+            for _, _, found in tiers
+            for group in found
+        )
+        made = step.judged[key] = _Judged(pod, (ingress, egress), endpoint, met)
+        return made
 
-    def _tiers(self, step: _Step, pod: Pod, direction: Direction) -> tuple[tuple[str, bool, tuple[Group, ...]], ...]:
-        policies = [one for one in step.compiled.of_pod(pod.key, direction) if one.kind in self.kinds]
+    def _tiers(self, step: _Step, selecting: Sequence[Policy], direction: Direction) -> Asked:
+        policies = [one for one in selecting if one.kind in self.kinds]
         if not policies:
             return ()
         key = (direction == "ingress", *map(id, policies))
@@ -130,16 +159,6 @@ class Felix(Configured):
                 for tier, members in groupby(policies, key=lambda policy: policy.tier)
             )
         return step.tiers[key]
-
-    def _endpoint(self, pod: Pod, tiers: dict[Direction, tuple[tuple[str, bool, tuple[Group, ...]], ...]]) -> Endpoint:
-        ingress, egress = (
-            tuple(
-                TierPolicies(tier, tuple(group.name for group in found), passes)
-                for tier, passes, found in tiers[direction]
-            )
-            for direction in DIRECTIONS
-        )
-        return Endpoint(host_device(pod), profiles_of(pod), ingress, egress, may_tunnel=self.mode == "spec")
 
     # -- what is remembered -------------------------------------------------------------------------------------
 
@@ -154,6 +173,8 @@ class Felix(Configured):
             touched = {key for key, pod in new.items() if old.get(key) is not pod}
             touched.update(key for key in old if key not in new)
             made = _Step(compiled, Members(compiled, step.members, touched))
+            if step.compiled.tiers == compiled.tiers:
+                made.judged = {key: found for key, found in step.judged.items() if key in new}
             there = {id(policy) for policy in compiled.policies}
             self._rendered = {key: found for key, found in self._rendered.items() if key[0] in there}
             self._selectors = {key: found for key, found in self._selectors.items() if key in there}

@@ -20,7 +20,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+
+import msgspec
 
 from emulator.cluster.model import Pod
 from emulator.plan.addressing import digest
@@ -59,7 +60,7 @@ MAPPED_DISPATCH = (
 )
 
 
-class TierPolicies(NamedTuple):
+class TierPolicies(msgspec.Struct, frozen=True):
     """The policies of a tier at an endpoint in one direction: the chains of policies and groups to ask, in order."""
 
     tier: str
@@ -67,7 +68,7 @@ class TierPolicies(NamedTuple):
     passes: bool = False  # what no policy matches goes on, in place of being dropped
 
 
-class Endpoint(NamedTuple):
+class Endpoint(msgspec.Struct, frozen=True, cache_hash=True):
     """A pod's host end, with the profiles that apply to it: ``kns.<namespace>``, ``ksa.<namespace>.<account>``.
 
     ``may_tunnel``: VXLAN and IP-in-IP packets of the pod's own are not dropped (AllowVXLANPacketsFromWorkloads,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from emulator.cluster.assemble import assemble
@@ -280,7 +281,7 @@ def test_a_changed_policy_costs_its_own_chain() -> None:
 
 
 def test_a_pod_more_costs_its_two_chains_and_two_elements() -> None:
-    other = CALI._replace(device="cali6945b3c77c1")
+    other = msgspec.structs.replace(CALI, device="cali6945b3c77c1")
     (step,) = transactions(table(CALI), table(CALI, other))
     assert [line for line in step.lines if line.startswith("add element")] == [
         f"add element ip calico filter-cali-{way}-wl-dispatch "
