@@ -135,6 +135,7 @@ class Applier:
     def close(self) -> None:
         """End daemons and shells and let go of all descriptors. The namespaces die with the sandbox."""
         self.supervisor.close()
+        self.rulesets.close()
         self.wiring.close()
         self.net.close()
 

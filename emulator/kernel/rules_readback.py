@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from emulator.kernel import nft_listing
 from emulator.kernel.namespaces import in_parallel
 from emulator.kernel.nft_rules import listing
+from emulator.kernel.rule_feeding import Ruleset
 from emulator.kernel.rule_tools import PATH
-from emulator.kernel.rulesets import Ruleset, Rulesets
+from emulator.kernel.rulesets import Rulesets
 from emulator.kernel.syscalls import CLONE_NEWNET, unshare
 from emulator.plan.model import IptablesRules, IpvsServers, NftRules, ProxyRules
 

@@ -11,38 +11,33 @@ CNILAB_IPTABLES chooses another.
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
-from emulator.errors import ApplyError, Unsupported, UserError
-from emulator.kernel import ipset_messages, nft_rules, proxy_tables
+from emulator.errors import Unsupported, UserError
+from emulator.kernel import nft_rules, proxy_tables
+from emulator.kernel.ipset_lines import coming_text, fresh_text, going_text, set_text
+from emulator.kernel.ipset_speakers import SetSpeakers, is_machine
 from emulator.kernel.namespaces import enter, in_parallel, in_thread
 from emulator.kernel.netns import netns_path
 from emulator.kernel.nft_rules import NftLoader
-from emulator.kernel.rule_tools import TIMEOUT, run_tool
+from emulator.kernel.rule_feeding import IPSET, Ruleset, ToolInput, feed, tell
+from emulator.kernel.rule_tools import run_tool
 from emulator.kernel.syscalls import CLONE_NEWNET, setns
 from emulator.kernel.underlay import LabNet
 from emulator.plan.borrowed import asking, borrowed_sets
 from emulator.plan.describe import describe
 from emulator.plan.iptables import remove_text, restore_text
-from emulator.plan.model import UNDERLAY, AnyObject, IpSet, IptablesRules, IpvsServers, NftRules, NftTable, ProxyRules
+from emulator.plan.model import AnyObject, IpSet, IptablesRules, IpvsServers, NftRules, NftTable, ProxyRules
 
-Ruleset = IptablesRules | NftTable | NftRules | IpvsServers | IpSet | ProxyRules
 Done = Callable[[AnyObject], None]
 Backend = Literal["", "nf_tables", "legacy"]
 
 BACKEND_VARIABLE = "CNILAB_IPTABLES"  # overrides what is found out: nft or legacy
 
-IPSET = ("ipset", "restore")
 LOCK_WAIT = "5"  # seconds, for the legacy back end's /run/xtables.lock
-
-_LINE = re.compile(r"line:? (\d+)")
-# Whatever ipset reads as one word: weave-npc's names have most of the printable characters in them
-_SAFE_MEMBER = re.compile(r"[0-9A-Za-z.:/,_(){}\[\]+=$%^!*|?;@#~-]+")
 
 
 def backend_of_choice() -> Backend:
@@ -52,19 +47,6 @@ def backend_of_choice() -> Backend:
     if word not in choices:
         raise UserError(f"{BACKEND_VARIABLE}={word!r}: there are the back ends nft and legacy")
     return choices[word]
-
-
-@dataclass
-class _Text:
-    """Input of one tool: per object, its lines. ``COMMIT`` of one object takes effect even if a later one fails."""
-
-    argv: tuple[str, ...]
-    parts: list[tuple[Ruleset, str]]
-    one_transaction: bool = False
-
-    @property
-    def whole(self) -> str:
-        return "".join(text for _, text in self.parts)
 
 
 class Rulesets:
@@ -84,6 +66,7 @@ class Rulesets:
         self._backend: Backend = ""
         self._held = held
         self._nft = NftLoader()
+        self._speakers = SetSpeakers(net.handle, held)
 
     @property
     def backend(self) -> str:
@@ -112,18 +95,20 @@ class Rulesets:
                 grouped[item.ns].append((old, new))
         if not grouped:
             return
+        finished: defaultdict[str, list[Ruleset]] = defaultdict(list)
+        left = {ns: self._told(ns, members, finished[ns].append) for ns, members in grouped.items()}
         if not self._backend and any(isinstance(new or old, (IptablesRules, ProxyRules)) for old, new in work):
             self._backend = self._probe(next(iter(grouped)))
-        finished: defaultdict[str, list[Ruleset]] = defaultdict(list)
 
         def visit(ns: str) -> Callable[[], None]:
             def body() -> None:
                 self.enter(ns)
-                self._load(ns, grouped[ns], finished[ns].append)
+                self._load(ns, grouped[ns], finished[ns].append, left[ns])
 
             return body
 
-        results = in_parallel({ns: visit(ns) for ns in grouped}, os.cpu_count() or 1)
+        visits = {ns: visit(ns) for ns, texts in left.items() if texts != []}
+        results = in_parallel(visits, os.cpu_count() or 1)
         for members in finished.values():
             for item in members:
                 done(item)
@@ -131,39 +116,65 @@ class Rulesets:
             if isinstance(result, Exception):
                 raise result
 
+    def _told(
+        self, ns: str, work: Sequence[tuple[Ruleset | None, Ruleset | None]], finished: Callable[[Ruleset], None]
+    ) -> list[ToolInput] | None:
+        """What is left to do, where it is a matter of sets alone: mostly nothing, and no thread has to go there. None
+        if there is more, or nobody has spoken to the sets there yet."""
+        sets = self._speakers.known(ns)
+        if sets is None or not all(isinstance(new or old, IpSet) for old, new in work):
+            return None
+        _note_replaced(work, finished)
+        texts = self._texts(work, {})
+        for number, text in enumerate(texts):
+            left = tell(text, finished, sets)
+            if left.parts:
+                return [left, *texts[number + 1 :]]
+        return []
+
+    def close(self) -> None:
+        """Give all descriptors back."""
+        self._speakers.close()
+
     def load_here(self, items: Sequence[Ruleset]) -> None:
         """Load rules into the namespace that this thread is in. Raises ApplyError."""
         self._load("here", [(None, item) for item in items], lambda _: None)
 
     def _load(
-        self, ns: str, work: Sequence[tuple[Ruleset | None, Ruleset | None]], finished: Callable[[Ruleset], None]
+        self,
+        ns: str,
+        work: Sequence[tuple[Ruleset | None, Ruleset | None]],
+        finished: Callable[[Ruleset], None],
+        left: list[ToolInput] | None = None,
     ) -> None:
-        """Do the work in the namespace that this thread is in. A proxy's rules come before all others when they go,
-        and after them when they come: kube-proxy's jumps stand below those that a CNI puts first."""
+        """Do the work in the namespace that this thread is in; ``left`` is what is left to do of it, if it was begun. A
+        proxy's rules come before all others when they go, and after them when they come: kube-proxy's jumps stand below
+        those that a CNI puts first."""
         for old, new in work:
             if isinstance(old, ProxyRules) and new is None:
                 proxy_tables.remove(self._backend, ns, old)
                 finished(old)
-        for old, new in work:
-            # Before the first of its members changes: what fails halfway can be undone then
-            if isinstance(old, IpSet) and isinstance(new, IpSet):
-                finished(new)
-        borrowed = borrowed_sets(work, {item.name for item in self._held(ns) if isinstance(item, IpSet)})
-        borrowed_names, lent = {item.name for item in borrowed.values()}, dict[str, IpSet]()
+        _note_replaced(work, finished)
+        borrowed = borrowed_sets(work, (item.name for item in self._held(ns) if isinstance(item, IpSet)))
+        lent: dict[int, Ruleset] = {}
 
         def fed(item: Ruleset) -> None:
-            if not isinstance(item, IpSet) or item.name not in borrowed_names:
+            if not any(item is one for one in borrowed.values()):
                 finished(item)
-            elif lent.pop(item.name, None) is None:  # first it comes, then it goes
-                lent[item.name] = item
+            elif lent.pop(id(item), None) is None:  # first it comes, then it goes
+                lent[id(item)] = item
 
+        sets = self._speakers.here(ns)
         try:
-            for text in self._texts(work, borrowed):
-                _feed(ns, text, fed)
+            for text in self._texts(work, borrowed) if left is None else left:
+                feed(ns, text, fed, sets)
         except BaseException:
             for item in lent.values():
                 finished(item)  # so that it goes when all is undone
             raise
+        finally:
+            if not is_machine(ns):
+                sets.close()
         for old, new in work:
             if isinstance(new, ProxyRules):
                 before = old if isinstance(old, ProxyRules) else None
@@ -249,7 +260,7 @@ class Rulesets:
 
     def enter(self, ns: str) -> None:
         """Move this thread there for good: into all of a machine, or the network of a pod."""
-        if ns != UNDERLAY and not ns.startswith("pod/"):
+        if is_machine(ns):
             enter(self._net.handle(ns))
             return
         descriptor = os.open(netns_path(ns), os.O_RDONLY | os.O_CLOEXEC)
@@ -284,31 +295,34 @@ class Rulesets:
 
     def _texts(
         self, work: Sequence[tuple[Ruleset | None, Ruleset | None]], borrowed: Mapping[str, IpSet]
-    ) -> list[_Text]:
+    ) -> list[ToolInput]:
         """What to feed to which tool, in order: sets before the rules that name them, and after them when they go.
 
         So it is with members: who comes is in before the rules change, who goes is in until then. In between a set
         holds both, so whatever passes before and after passes all the time. Where that would let through more, rules
         ask a borrowed set in between (``emulator.plan.borrowed``).
         """
-        born: list[tuple[Ruleset, str]] = [(item, _set_text(item)) for item in borrowed.values()]
+        born: list[tuple[Ruleset, str]] = [(item, set_text(item)) for item in borrowed.values()]
+        fresh = {id(item): fresh_text(item) for item in borrowed.values()}
         unasked: list[tuple[Ruleset, str]] = []
-        dying: list[tuple[Ruleset, str]] = []
+        leaving: list[tuple[Ruleset, str]] = []
         iptables: dict[int, list[tuple[Ruleset, str]]] = {4: [], 6: []}
         settled: dict[int, list[tuple[Ruleset, str]]] = {4: [], 6: []}
         nft: list[tuple[Ruleset, str]] = []
+        dying: list[tuple[Ruleset, str]] = []
         for old, new in work:
-            if isinstance(new, IpSet):
-                before_set = old if isinstance(old, IpSet) else None
-                coming = _set_text(new) if before_set is None else _coming_text(new, before_set)
-                going = "" if before_set is None else _going_text(new, before_set)
+            if isinstance(new, IpSet) and isinstance(old, IpSet):
+                coming, going = coming_text(new, old), going_text(new, old)
                 if new.name in borrowed:
                     unasked.append((new, coming + going))
                     continue
                 if coming:
                     born.append((new, coming))
                 if going:
-                    dying.append((new, going))
+                    leaving.append((new, going))
+            elif isinstance(new, IpSet):
+                born.append((new, set_text(new)))
+                fresh[id(new)] = fresh_text(new)
             elif isinstance(old, IpSet):
                 dying.append((old, f"destroy {old.name}\n"))
             elif isinstance(new, IptablesRules):
@@ -325,112 +339,40 @@ class Rulesets:
                 nft.append((old, _drop_text(old)))
         # A list refers to its members: it comes after them, and goes before them
         born.sort(key=lambda part: _is_list(part[0]))
+        leaving.sort(key=lambda part: not _is_list(part[0]))
         dying += [(item, f"destroy {item.name}\n") for item in borrowed.values()]
-        dying.sort(key=lambda part: (part[1].startswith("destroy "), not _is_list(part[0])))
+        dying.sort(key=lambda part: not _is_list(part[0]))
         if not (iptables[4] or iptables[6] or nft):
-            born, dying = [*born, *dying], []  # no rules in between: one run of the tool does it
+            born, leaving = [*born, *leaving], []  # no rules in between: one run of the tool does it
         texts = [
-            _Text(IPSET, born),
+            ToolInput(IPSET, born, fresh="".join(fresh.get(id(item), text) for item, text in born)),
             *self._restores(iptables),
-            _Text(("nft", "-f", "-"), nft, one_transaction=True),
-            _Text(IPSET, unasked),
+            ToolInput(("nft", "-f", "-"), nft, one_transaction=True),
+            ToolInput(IPSET, unasked),
             *self._restores(settled),
-            _Text(IPSET, dying),
+            ToolInput(IPSET, leaving),
+            ToolInput(IPSET, dying),
         ]
         return [text for text in texts if text.parts]
 
-    def _restores(self, parts: dict[int, list[tuple[Ruleset, str]]]) -> Iterator[_Text]:
+    def _restores(self, parts: dict[int, list[tuple[Ruleset, str]]]) -> Iterator[ToolInput]:
         flavour = "nft" if self._backend == "nf_tables" else "legacy"
         wait = () if flavour == "nft" else ("-w", LOCK_WAIT)
-        yield _Text((f"iptables-{flavour}-restore", "--noflush", *wait), parts[4])
-        yield _Text((f"ip6tables-{flavour}-restore", "--noflush", *wait), parts[6])
-
-
-def _set_text(item: IpSet) -> str:
-    """Make the set under another name, fill it, and swap: a packet never meets a half-filled set."""
-    _check_words(item)
-    kind = item.type.partition(" ")[0]
-    family = "inet" if item.family == 4 else "inet6"
-    made = item.type if kind.startswith(("bitmap:port", "list:")) else f"{item.type} family {family}"
-    scratch = f"{item.name[:27]}-new"  # names have at most 31 characters (IPSET_MAXNAMELEN)
-    lines = [
-        f"create {item.name} {made} -exist",
-        f"create {scratch} {made} -exist",
-        f"flush {scratch}",
-        *(f"add {scratch} {member}" for member in item.members),
-        f"swap {scratch} {item.name}",
-        f"destroy {scratch}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _coming_text(item: IpSet, old: IpSet) -> str:
-    """Add the members that ``old`` has not; one that has other options than before takes them on."""
-    _check_words(item)
-    before = set(old.members)
-    return "".join(f"add {item.name} {member} -exist\n" for member in item.members if member not in before)
-
-
-def _going_text(item: IpSet, old: IpSet) -> str:
-    """Delete the members that only ``old`` has."""
-    entries = {member.partition(" ")[0] for member in item.members}
-    gone = (member.partition(" ")[0] for member in old.members)
-    return "".join(f"del {item.name} {entry} -exist\n" for entry in gone if entry not in entries)
-
-
-def _check_words(item: IpSet) -> None:
-    """Raise ApplyError for what ipset would not read as one word, or for an unknown option of a member."""
-    words = [item.name, *item.type.split(" ")]
-    for member in item.members:
-        entry, _, options = member.partition(" ")
-        words.append(entry)
-        if options not in ("", "nomatch"):
-            raise ApplyError(f"failed to load {describe(item)}: {member!r} is no set member")
-    for word in words:
-        if not _SAFE_MEMBER.fullmatch(word) or word.startswith("-"):
-            raise ApplyError(f"failed to load {describe(item)}: {word!r} is no set name or member")
+        yield ToolInput((f"iptables-{flavour}-restore", "--noflush", *wait), parts[4])
+        yield ToolInput((f"ip6tables-{flavour}-restore", "--noflush", *wait), parts[6])
 
 
 def _is_list(item: Ruleset) -> bool:
     return isinstance(item, IpSet) and item.type.startswith("list:")
 
 
+def _note_replaced(work: Sequence[tuple[Ruleset | None, Ruleset | None]], finished: Callable[[Ruleset], None]) -> None:
+    """Tell of sets before the first of their members changes: what fails halfway can be undone then."""
+    for old, new in work:
+        if isinstance(old, IpSet) and isinstance(new, IpSet):
+            finished(new)
+
+
 def _drop_text(item: NftTable) -> str:
     # Declared first: deleting a table that is not there would be an error.
     return f"table {item.family} {item.name} {{}}\ndelete table {item.family} {item.name}\n"
-
-
-def _feed(ns: str, text: _Text, finished: Callable[[Ruleset], None]) -> None:
-    try:
-        if not (text.argv == IPSET and ipset_messages.commit(text.whole.splitlines())):
-            run_tool(text.argv, text.whole)
-    except FileNotFoundError as error:
-        raise Unsupported(
-            f"{text.argv[0]} is not installed", hint="`cnilab doctor` names the package", features=(text.argv[0],)
-        ) from error
-    except subprocess.TimeoutExpired as error:
-        raise ApplyError(f"failed to load rules in {ns}: {text.argv[0]} did not end within {TIMEOUT:g} s") from error
-    except subprocess.CalledProcessError as error:
-        raise _blame(ns, text, str(error.stderr), finished) from error
-    for item, _ in text.parts:
-        finished(item)
-
-
-def _blame(ns: str, text: _Text, complaint: str, finished: Callable[[Ruleset], None]) -> ApplyError:
-    """The error for the object, chain and rule that the tool complains about. Earlier objects are in force."""
-    words = " ".join(complaint.split())
-    match = _LINE.search(words) or re.search(r"stdin>:(\d+)", words)
-    if match is None:
-        return ApplyError(f"failed to load rules in {ns}: {text.argv[0]}: {words}")
-    number = int(match[1])
-    start = 0
-    for item, part in text.parts:
-        lines = part.splitlines()
-        if number <= start + len(lines):
-            line = lines[max(0, number - start - 1)]
-            subject = describe(item)
-            return ApplyError(f"failed to load {subject} in {ns}: {words}: {line.strip()}", subject=subject)
-        start += len(lines)
-        if not text.one_transaction:
-            finished(item)
-    return ApplyError(f"failed to load rules in {ns}: {text.argv[0]}: {words}")

@@ -33,7 +33,7 @@ _ASKS = "--match-set"
 Change = tuple[AnyObject | None, AnyObject | None]
 
 
-def borrowed_sets(work: Iterable[Change], taken: Container[str] = ()) -> dict[str, IpSet]:
+def borrowed_sets(work: Iterable[Change], taken: Iterable[str] = ()) -> dict[str, IpSet]:
     """The sets to borrow, each with the members to come, by the name of the set that it stands for. ``work`` are the
     changes in one namespace, pairs of old and new; ``taken`` the names that cannot be had."""
     pairs = list(work)
@@ -48,8 +48,9 @@ def borrowed_sets(work: Iterable[Change], taken: Container[str] = ()) -> dict[st
     for old, new in pairs:
         if isinstance(old, IptablesRules) and isinstance(new, IptablesRules):
             asked |= _asked_otherwise(old, new)
+    names = set(taken) if asked else set()
     return {
-        name: msgspec.structs.replace(item, name=_borrowed_name(name, taken))
+        name: msgspec.structs.replace(item, name=_borrowed_name(name, names))
         for name, item in moving.items()
         if name in asked
     }

@@ -13,7 +13,9 @@ from emulator import Lab
 from emulator.errors import ApplyError
 from emulator.kernel import rulesets
 from emulator.kernel.applier import Applier
+from emulator.kernel.ipset_speakers import SetSpeaker
 from emulator.kernel.netns import netns_path
+from emulator.kernel.rule_feeding import ToolInput, feed
 from emulator.kernel.syscalls import inside
 from emulator.lab.records import ProbeRequest
 from emulator.plan.diff import Operation
@@ -98,18 +100,18 @@ CHANGE = [
 
 @pytest.mark.sandbox
 @pytest.mark.requires("iptables", "ipset-program")
-@pytest.mark.parametrize("failing", range(1, 5))
+@pytest.mark.parametrize("failing", range(1, 6))
 def test_whichever_step_fails_nothing_stays_borrowed(
     applier: Applier, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
-    before, real, steps = state(), rulesets._feed, iter(range(1, 100))
+    before, steps = state(), iter(range(1, 100))
 
-    def feed(ns: str, text: rulesets._Text, finished: rulesets.Done) -> None:
+    def failing_feed(ns: str, text: ToolInput, finished: rulesets.Done, sets: SetSpeaker) -> None:
         if next(steps) == failing:
             raise ApplyError("the kernel would not")
-        real(ns, text, finished)
+        feed(ns, text, finished, sets)
 
-    monkeypatch.setattr(rulesets, "_feed", feed)
+    monkeypatch.setattr(rulesets, "feed", failing_feed)
     with pytest.raises(ApplyError):
         applier.apply(CHANGE)
     assert not applier.broken

@@ -237,9 +237,9 @@ def test_members_of_a_set_come_and_go_without_the_others_leaving(
     fed: list[str] = []
     commit = ipset_messages.commit
 
-    def recording(lines: Sequence[str]) -> bool:
+    def recording(lines: Sequence[str], *more: Any) -> bool:
         fed.extend(lines)
-        return commit(lines)
+        return commit(lines, *more)
 
     monkeypatch.setattr(ipset_messages, "commit", recording)
     applier.apply(diff(first, second))

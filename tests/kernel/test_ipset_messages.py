@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Iterator
 
@@ -44,10 +45,17 @@ add ports 10.244.1.2,sctp:9999 -exist
 del ports 10.244.1.9,tcp:80 -exist
 add ports6 fd00:10:244:1::2,tcp:65535 -exist
 """
+MADE = """\
+create fresh hash:ip timeout 0 family inet
+create fresh6 hash:net family inet6
+create fresh-ports hash:ip,port family inet6
+"""
 FOR_IPSET = (
     "add lists addresses -exist",
     "add networks 10.0.0.0/8",
     "create a hash:ip",
+    "create a bitmap:port range 0-65535",
+    "create a hash:ip family inet maxelem 5",
     "flush networks",
     "add ports 10.0.0.1,80 -exist",
 )
@@ -84,6 +92,30 @@ def test_members_are_what_ipset_makes_of_the_same_lines(places: None) -> None:
     ipset(THEIRS, "restore", text=CHANGES)
     assert saved(OURS) == saved(THEIRS)
     assert "add networks 192.168.7.0/24 nomatch" in saved(OURS)
+
+
+def listed(place: str) -> list[str]:
+    """The sets with their types, revisions and options, but for what is random."""
+    lines = ipset(place, "list", "-t").splitlines()
+    return [re.sub(r"initval \S+", "", line) for line in lines if not line.startswith(("Size", "References"))]
+
+
+def test_sets_come_and_go_as_if_ipset_had_made_them(places: None) -> None:
+    examples = {"hash:ip": "addresses", "hash:net": "networks", "hash:ip,port": "ports"}
+    with inside(netns_path(OURS)):
+        assert ipset_messages.commit([*MADE.splitlines(), "add fresh 10.0.0.7 -exist", "destroy lists"], None, examples)
+    ipset(THEIRS, "restore", text=f"{MADE}add fresh 10.0.0.7\ndestroy lists\n")
+    assert sorted(listed(OURS)) == sorted(listed(THEIRS))
+    assert "Name: fresh-ports" in listed(OURS)
+    assert "Name: lists" not in listed(OURS)
+    assert saved(OURS) == saved(THEIRS)
+
+
+def test_a_set_is_left_to_ipset_where_none_of_its_type_is_known(places: None) -> None:
+    assert not committed("create fresh hash:ip family inet")
+    with inside(netns_path(OURS)):
+        assert not ipset_messages.commit(["create fresh hash:ip family inet"], None, {"hash:ip": "nonesuch"})
+        assert not ipset_messages.commit(["create addresses hash:ip family inet"], None, {"hash:ip": "addresses"})
 
 
 @pytest.mark.parametrize("line", FOR_IPSET)

@@ -9,8 +9,9 @@ import msgspec
 import pytest
 
 from emulator.kernel.namespaces import create, release
+from emulator.kernel.rule_feeding import Ruleset
 from emulator.kernel.rules_readback import differences
-from emulator.kernel.rulesets import Ruleset, Rulesets
+from emulator.kernel.rulesets import Rulesets
 from emulator.kernel.underlay import LabNet
 from emulator.plan.diff import diff
 from emulator.plan.model import AnyObject, IpSet, IptablesRules, Plan
