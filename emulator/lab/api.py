@@ -21,8 +21,9 @@ from emulator import __version__
 from emulator.cluster.kinds import KINDS, Kind, kind_of
 from emulator.cluster.workloads import GENERATED_MAX, SAFE_ALPHABET
 from emulator.errors import AlreadyExists, CheckFailed, CnilabError, InputError, NotFound, Unsupported, UserError
+from emulator.lab.admission import Conflict, Forbidden
 from emulator.lab.patches import merge, strategic_merge
-from emulator.lab.runtime import Conflict, Forbidden, Runtime
+from emulator.lab.runtime import Runtime
 from emulator.lab.selectors import field_matches, label_matches
 from emulator.lab.store import Event, Expired, Object, Ref, ref_of
 

@@ -7,9 +7,8 @@ from collections.abc import Collection
 import msgspec
 
 from emulator.cluster.model import Cluster
-from emulator.plan.addressing import host_prefix
 from emulator.plan.diff import sysctl_device
-from emulator.plan.model import UNDERLAY, AnyObject, Plan, Route, Sysctl, Veth
+from emulator.plan.model import UNDERLAY, AnyObject, Plan, Sysctl, Veth
 
 
 def without_nodes(plan: Plan, cluster: Cluster, down: Collection[str]) -> Plan:
@@ -25,30 +24,6 @@ def without_nodes(plan: Plan, cluster: Cluster, down: Collection[str]) -> Plan:
         if name == UNDERLAY or name.startswith(("router/", "balancer/router/")):
             fragments[name] = _uncabled(objects, gone, loose)
     return msgspec.structs.replace(plan, fragments=fragments)
-
-
-def learned_routes(
-    plan: Plan, cluster: Cluster, *, to: Collection[str] | None = None, unlike: Plan | None = None
-) -> list[Route]:
-    """The routes that routing daemons bring; with ``to``, those that lead to the pods of these nodes or by their
-    addresses; with ``unlike``, only of fragments that are not the very same there."""
-    other = unlike.fragments if unlike is not None else {}
-    found = [
-        item
-        for name, fragment in plan.fragments.items()
-        if other.get(name) is not fragment
-        for item in fragment
-        if isinstance(item, Route) and item.learned
-    ]
-    if to is None:
-        return found
-    ranges = {cidr for node in cluster.nodes if node.name in to for cidr in node.pod_ranges}
-    # An address of another node's block is announced by itself.
-    ranges |= {host_prefix(address) for pod in cluster.pods if pod.node in to for address in pod.addresses}
-    by = {address for node in cluster.nodes if node.name in to for address in node.addresses}
-    return [
-        item for item in found if item.destination in ranges or item.via in by or any(via in by for via, _ in item.hops)
-    ]
 
 
 def _loose_ends(plan: Plan, gone: set[str]) -> set[tuple[str, str]]:

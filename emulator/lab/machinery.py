@@ -8,30 +8,29 @@ from __future__ import annotations
 import signal
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
-import msgspec
-
-from emulator.cluster.model import Cluster, Machine, Pod
-from emulator.dns.resolv_conf import ResolvConf, Resolvers, parse
+from emulator.cluster.model import Machine, Pod
+from emulator.dns.resolv_conf import ResolvConf, parse
 from emulator.errors import CnilabError, NotFound, UserError
 from emulator.kernel.applier import Applier
-from emulator.kernel.commands import Command, PodCommands
+from emulator.kernel.commands import PodCommands
 from emulator.kernel.netns import netns_path
 from emulator.kernel.rulesets import backend_of_choice
 from emulator.lab.captures import Captures
 from emulator.lab.cluster_dns import ClusterDns
 from emulator.lab.health_ports import HealthPorts
 from emulator.lab.names import Place
-from emulator.lab.pods import RESOLV_CONF, commands_of, entry_files, servers_of
+from emulator.lab.pods import RESOLV_CONF, commands_of, entry_files
 from emulator.lab.records import Entry
+from emulator.lab.sides import Change, Side
 from emulator.lab.target_health import Findings, TargetHealth, read_findings
 from emulator.plan.describe import describe
-from emulator.plan.diff import Operation, diff
-from emulator.plan.model import UNDERLAY, Daemon, Namespace, Plan, Route
+from emulator.plan.diff import diff
+from emulator.plan.model import UNDERLAY, Daemon, Plan, Route
 from emulator.proxy.conntrack import Served, stale
 from emulator.traffic.client import TrafficEngine
-from emulator.traffic.model import InjectionReport, Server
+from emulator.traffic.model import InjectionReport
 
 if TYPE_CHECKING:
     from emulator.dns.resolver import Resolution
@@ -43,17 +42,6 @@ if TYPE_CHECKING:
 POD_DEVICE = "eth0"  # in every style
 
 Progress = Callable[[str], None]
-
-
-class Side(NamedTuple):
-    """The lab before or after a change: its plan (None before the first), and the pods and machines that are up."""
-
-    plan: Plan | None
-    pods: Sequence[Pod] = ()
-    machines: Sequence[Machine] = ()
-    cluster: Cluster | None = None
-    proxied: bool = False  # whether a service proxy runs
-    unproxied: frozenset[str] = frozenset()  # the namespaces where it has died
 
 
 class Machinery:
@@ -86,7 +74,7 @@ class Machinery:
         work out. The first change of all is not undone: the lab ends with it.
         """
         assert new.plan is not None
-        change = _Change(old, new, diff(old.plan, new.plan))
+        change = Change(old, new, diff(old.plan, new.plan))
         self._retire(change)
         try:
             self.applier.apply(change.operations, progress)
@@ -101,10 +89,10 @@ class Machinery:
             self._serve(change)
         except BaseException as error:
             if old.plan is not None:
-                self._return(_Change(new, old, diff(new.plan, old.plan)), error)
+                self._return(Change(new, old, diff(new.plan, old.plan)), error)
             raise
 
-    def _return(self, back: _Change, error: BaseException) -> None:
+    def _return(self, back: Change, error: BaseException) -> None:
         """Undo a change that was carried out and then failed with ``error``. Routes of daemons are not waited for."""
         try:
             self._retire(back)
@@ -117,7 +105,7 @@ class Machinery:
             if isinstance(error, CnilabError):
                 error.hint = "the lab is half-wired: take it down with `cnilab down`"
 
-    def _retire(self, change: _Change) -> None:
+    def _retire(self, change: Change) -> None:
         """Stop what serves pods and machines that are about to go. A machine loses its cables first, as in a power cut;
         a pod's processes end first, as the kubelet does it. Cut off, they send nothing that a capture would miss when
         it lets go of them, as it must: an open capture keeps a namespace alive."""
@@ -132,7 +120,7 @@ class Machinery:
             self.captures.let_go(ns)
         self._full.difference_update(change.dying)
 
-    def _serve(self, change: _Change) -> None:
+    def _serve(self, change: Change) -> None:
         """Open the ports of pods and outside hosts, and start the pods' own commands."""
         if self._meter is not None:
             self._meter.install([machine.ns for machine in change.arriving if machine.kind == "node"])
@@ -142,7 +130,7 @@ class Machinery:
         self._follow_health(change.new)
         self.commands.start(change.commands_to_start(self.dns.resolvers))
 
-    def _reinstate(self, change: _Change) -> None:
+    def _reinstate(self, change: Change) -> None:
         """What was retired serves again, after a change that the kernel refused. What it had made by then is gone."""
         for ns in change.coming:
             self.captures.let_go(ns)
@@ -423,83 +411,3 @@ def ending(code: int | None) -> str:
     if code is not None and code < 0:
         return f"was killed by {signal.Signals(-code).name}"
     return f"ended with status {code}"
-
-
-class _Change:
-    """What goes, comes and stays between two sides of a change. Only places where something differs are looked at."""
-
-    def __init__(self, old: Side, new: Side, operations: Sequence[Operation]) -> None:
-        self.old = old
-        self.new = new
-        self.operations = operations
-        removed = [step.old for step in operations if step.verb == "remove"]
-        self.dying = [item.ns for item in removed if isinstance(item, Namespace)]
-        dying = self._dying = set(self.dying)
-        added = [step.new for step in operations if step.verb == "add"]
-        self.coming = [item.ns for item in added if isinstance(item, Namespace) and item.ns not in dying]
-        self._before = {pod.key: pod for pod in old.pods}
-        self._after = {pod.key: pod for pod in new.pods}
-        keys = self._before.keys() | self._after.keys()
-        self._keys = {key for key in keys if not _same(self._before.get(key), self._after.get(key))}
-        self._keys |= {pod.key for pod in old.pods if pod.ns in dying}
-        affected = [
-            pod for key in self._keys for pod in (self._before.get(key), self._after.get(key)) if pod is not None
-        ]
-        here = {machine.ns for machine in old.machines}
-        there = {machine.ns for machine in new.machines}
-        self._places = {pod.ns for pod in affected} | (here ^ there) | dying
-        self.leaving = [pod for pod in old.pods if not pod.host_network and pod.ns in dying]
-        self.going = [machine for machine in old.machines if machine.ns in dying]
-        self.arriving = [machine for machine in new.machines if machine.ns not in here or machine.ns in dying]
-
-    def address(self, addresses: Mapping[str, tuple[str, ...]]) -> None:
-        """Give pods of the new side the addresses that they turned out to have."""
-        if addresses:
-            pods = [readdressed(pod, addresses) for pod in self.new.pods]
-            self.new = self.new._replace(pods=pods)
-            self._after = {pod.key: pod for pod in pods}
-
-    def servers(self, side: Side) -> dict[str, Server]:
-        """What answers in the places that the change concerns."""
-        return servers_of(
-            [pod for pod in side.pods if pod.ns in self._places],
-            [machine for machine in side.machines if machine.ns in self._places],
-        )
-
-    def servers_to_stop(self) -> list[str]:
-        after = self.servers(self.new)
-        return [ns for ns in self.servers(self.old) if ns in self._dying or ns not in after]
-
-    def servers_to_start(self) -> list[Server]:
-        before = self.servers(self.old)
-        return [
-            server for ns, server in self.servers(self.new).items() if ns in self._dying or before.get(ns) != server
-        ]
-
-    def commands_to_stop(self) -> list[str]:
-        return [key for key in self._keys if key in self._before and self._runs_anew(key)]
-
-    def commands_to_start(self, resolvers: Resolvers) -> list[Command]:
-        return [
-            command
-            for key in self._keys
-            if key in self._after and self._runs_anew(key)
-            for command in commands_of(self._after[key], resolvers)
-        ]
-
-    def _runs_anew(self, key: str) -> bool:
-        """Whether the pod's processes end, begin, or both."""
-        old, new = self._before.get(key), self._after.get(key)
-        if old is None or new is None or old.ns in self._dying:
-            return True
-        return commands_of(old) != commands_of(new)
-
-
-def readdressed(pod: Pod, addresses: Mapping[str, tuple[str, ...]]) -> Pod:
-    """The pod with the addresses of its namespace, or the very same if it has them, or there are none for it."""
-    found = addresses.get(pod.ns, pod.addresses)
-    return pod if found == pod.addresses else msgspec.structs.replace(pod, addresses=found)
-
-
-def _same(old: Pod | None, new: Pod | None) -> bool:
-    return old is new or old == new

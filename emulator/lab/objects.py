@@ -11,6 +11,7 @@ from emulator.cluster.workload_status import pods_by_owner, status_object, workl
 
 Object = dict[str, Any]
 
+POD_KIND, NAMESPACE_KIND, NODE_KIND = "Pod", "Namespace", "Node"
 SERVED_BY = "cnilab.dev/served-by"  # annotation of every pod: who answers in it
 _OF_THE_SERVER = ("uid", "creationTimestamp", "generation", "resourceVersion", "managedFields", "selfLink")
 _STATUS_IS_OURS = ("Pod", "Deployment", "ReplicaSet", "StatefulSet", "DaemonSet", "Namespace", "Service")

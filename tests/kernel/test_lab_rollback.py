@@ -65,10 +65,16 @@ def once(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args, **kwargs: next(calls, function)(*args, **kwargs)
 
 
+def await_only(bench: Bench, route: Any) -> None:
+    """Have every change wait for ``route``."""
+    reach = bench.machinery.reach
+    bench.machinery.reach = lambda old, new, routes, progress: reach(old, new, [route], progress)  # type: ignore[method-assign]
+
+
 def break_waiting(bench: Bench) -> None:
     """After everything is wired, before anything is served."""
     bench.machinery.applier.wait_learned = fail  # type: ignore[method-assign]
-    bench.runtime._routes_to_await = lambda *_args: [object()]  # type: ignore[method-assign]
+    await_only(bench, object())
 
 
 def break_serving(bench: Bench) -> None:
@@ -141,7 +147,7 @@ def test_routes_that_do_not_come_name_themselves_and_change_nothing() -> None:
     )  # fmt: skip
     wait = bench.machinery.applier.wait_learned
     bench.machinery.applier.wait_learned = lambda routes, progress=None: wait(routes, 0.2)  # type: ignore[method-assign,assignment,misc]
-    bench.runtime._routes_to_await = lambda *_args: [never]  # type: ignore[method-assign]
+    await_only(bench, never)
     with pytest.raises(DaemonError, match=r"10\.99\.0\.0/26"):
         bench.runtime.apply([pod("new")])
     assert bench.runtime.differences() == []

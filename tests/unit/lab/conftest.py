@@ -9,8 +9,8 @@ import pytest
 
 from emulator.cluster.topology import parse_topology
 from emulator.cni.styles import load_style
-from emulator.lab.machinery import Side
 from emulator.lab.runtime import Runtime
+from emulator.lab.sides import Side
 from emulator.plan.model import Plan, Route
 
 TOPOLOGY = """\
@@ -54,11 +54,12 @@ def machinery() -> PaperMachinery:
 
 
 @pytest.fixture
-def make_runtime(machinery: PaperMachinery) -> Callable[[str], Runtime]:
-    def make(style: str) -> Runtime:
+def make_runtime(machinery: PaperMachinery) -> Callable[..., Runtime]:
+    def make(style: str, **options: Any) -> Runtime:
         topology = parse_topology(TOPOLOGY, "small.yaml")
         runtime = Runtime(
-            topology, load_style(style), machinery, wire_accurate=False, progress=lambda _: None  # type: ignore[arg-type]
+            topology, load_style(style), machinery,  # type: ignore[arg-type]
+            wire_accurate=False, progress=lambda _: None, **options,
         )  # fmt: skip
         runtime.start([])
         return runtime

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from emulator.errors import ApplyError, ManifestError, NotFound, UserError
-from emulator.lab.runtime import Conflict, Forbidden, Runtime
+from emulator.lab.admission import Conflict, Forbidden
+from emulator.lab.runtime import Runtime
 from emulator.lab.store import Ref, ref_of
 
 

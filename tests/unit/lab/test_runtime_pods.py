@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from emulator.cluster.addons import kubernetes_service
+from emulator.cluster.topology import load_topology
 from emulator.errors import ApplyError, NotFound
 from emulator.lab.api import Api
 from emulator.lab.runtime import Runtime
@@ -152,10 +153,9 @@ def test_a_step_that_the_kernel_refuses_stops_the_rollout_and_is_told(runtime: R
     assert [pod["spec"]["containers"][0]["image"] for pod in web(runtime)] == ["web:2"]
 
 
-def test_addons_come_with_the_first_service_and_the_users_own_stay(make_runtime: Callable[[str], Runtime]) -> None:
-    runtime = make_runtime("flannel")
-    runtime._addons = [*map(_stored, (kubernetes_service(runtime.topology), workload()))]
-    runtime.start([])
+def test_addons_come_with_the_first_service_and_the_users_own_stay(make_runtime: Callable[..., Runtime]) -> None:
+    addons = [kubernetes_service(load_topology("three-nodes")), workload()]
+    runtime = make_runtime("flannel", addons=addons)
     assert runtime.store.select("", "Service") == []
     runtime.apply([service()])
     assert [one["metadata"]["name"] for one in runtime.store.select("", "Service")] == ["kubernetes", "web"]
@@ -163,8 +163,3 @@ def test_addons_come_with_the_first_service_and_the_users_own_stay(make_runtime:
     runtime.delete([Ref("apps", "Deployment", "default", "web"), Ref("", "Service", "default", "kubernetes")])
     assert web(runtime) == [], "what an administrator deletes stays deleted"
     assert runtime.store.get(Ref("", "Service", "default", "kubernetes")) is not None, "but not the API server's own"
-
-
-def _stored(obj: dict[str, Any]) -> dict[str, Any]:
-    metadata = {"namespace": "default", **obj["metadata"]}
-    return {**obj, "metadata": metadata}

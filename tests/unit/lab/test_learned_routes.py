@@ -7,7 +7,7 @@ from typing import Any
 from emulator.cluster.assemble import assemble
 from emulator.cluster.topology import load_topology
 from emulator.cni.styles import load_style
-from emulator.lab.effective import learned_routes
+from emulator.lab.learned_routes import learned_routes
 from emulator.plan.build import build
 
 BORROWER: dict[str, Any] = {
