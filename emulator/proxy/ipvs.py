@@ -22,15 +22,12 @@ Follows kubernetes/kubernetes 1.36, pkg/proxy/ipvs/proxier.go, ipset.go, netlink
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cache
-from ipaddress import ip_address
 from typing import Literal
 
 import msgspec
 
 from emulator.cluster.model import Cluster, Node
 from emulator.cluster.services import EndpointSlice, Service, ServicePort
-from emulator.errors import UserError
 from emulator.plan.addressing import contains, host_prefix, of_family
 from emulator.plan.model import (
     Address,
@@ -40,22 +37,20 @@ from emulator.plan.model import (
     Family,
     IpSet,
     IptablesRules,
-    IpvsServers,
     Jump,
-    RealServer,
     Rule,
     Sysctl,
-    VirtualServer,
 )
 from emulator.proxy.endpoints import Target, choose, cluster_ip, proxied, slices_by_service, targets
 from emulator.proxy.model import ProxySettings
+from emulator.proxy.nodeport_addresses import nodeport_addresses
+from emulator.proxy.virtual_servers import VirtualServers, plain
 
 COMPONENT = "kube-proxy"
 DEVICE = "kube-ipvs0"
 MARK = "0x4000"
 LONGEST_SET_NAME = 31  # IPSET_MAXNAMELEN, less the closing NUL
 PORTS = "bitmap:port range 0-65535"
-EVERYWHERE = ("0.0.0.0/0", "::/0")
 
 LOOP_BACK, CLUSTER_IP, EXTERNAL_IP, EXTERNAL_IP_LOCAL = (
     "KUBE-LOOP-BACK",
@@ -192,11 +187,10 @@ class _Node:
         self.family = family
         self.slices = slices
         self.members: dict[str, dict[str, None]] = {name: {} for name in SETS}
-        self.servers: dict[str, VirtualServer] = {}
-        self.bound: dict[str, str] = {}  # address: of which Service
+        self.ipvs = VirtualServers(cluster, node, family)
         self.shut: list[tuple[str, str, int]] = []  # balancer address, protocol, port: not for this node itself
-        self.own = node_addresses(cluster, node, family)
-        self.nodeports = _served(settings, node, family, self.own)
+        nodeports = nodeport_addresses(settings.node_port_cidrs, node, family, self.ipvs.own)
+        self.nodeports = self.ipvs.own if nodeports is None else nodeports
 
     def objects(self) -> Iterator[AnyObject]:
         for service in self.cluster.services:
@@ -205,7 +199,7 @@ class _Node:
                     self._port(service, port)
                 if service.health_port:
                     self._put(HEALTH, str(service.health_port))
-        for address, subject in self.bound.items():
+        for address, subject in self.ipvs.bound.items():
             self._put(ADDRESSES, address)
             yield Address(
                 ns=self.node.ns,
@@ -226,13 +220,7 @@ class _Node:
             )
         yield self._nat()
         yield self._filter()
-        yield IpvsServers(
-            ns=self.node.ns,
-            family=self.family,
-            servers=self.servers,
-            component=COMPONENT,
-            why="Service addresses and ports, and the endpoints behind them",
-        )
+        yield self.ipvs.planned(COMPONENT)
 
     def _put(self, name: str, member: str) -> None:
         self.members[name][member] = None
@@ -254,33 +242,19 @@ class _Node:
                 self._put(LOOP_BACK, f"{here},{protocol}:{target.port},{here}")
         address = plain(cluster_ip(service, self.family))
         self._put(CLUSTER_IP, f"{address},{protocol}:{port.port}")
-        self._serve(service, port, address, port.port, inside, bind=True)
+        self.ipvs.serve(service, port, address, port.port, inside)
         for address in map(plain, service.external_ips):
             if (":" in address) == (self.family == 6):
                 self._put(EXTERNAL_IP_LOCAL if local else EXTERNAL_IP, f"{address},{protocol}:{port.port}")
-                self._serve(service, port, address, port.port, outside, bind=True)
+                self.ipvs.serve(service, port, address, port.port, outside)
         for ingress in service.load_balancer:
             if not ingress.proxy and (":" in ingress.address) == (self.family == 6):
                 self._balancer(service, port, plain(ingress.address))
-                self._serve(service, port, plain(ingress.address), port.port, outside, bind=True)
+                self.ipvs.serve(service, port, plain(ingress.address), port.port, outside)
         if port.node_port and self.nodeports:
             self._node_port(port, local)
             for address in self.nodeports:
-                self._serve(service, port, address, port.node_port, outside, bind=False)
-
-    def _serve(
-        self, service: Service, port: ServicePort, address: str, number: int, chosen: Sequence[Target], *, bind: bool
-    ) -> None:
-        server = VirtualServer(
-            port.protocol,
-            address,
-            number,
-            tuple(RealServer(plain(target.address), target.port) for target in chosen),
-            persistence=service.affinity,
-        )
-        self.servers.setdefault(server.name, server)
-        if bind and address not in self.own:  # an address may be on one device only
-            self.bound.setdefault(address, service.key)
+                self.ipvs.serve(service, port, address, port.node_port, outside, bind=False)
 
     def _balancer(self, service: Service, port: ServicePort, address: str) -> None:
         protocol = port.protocol.lower()
@@ -446,37 +420,5 @@ def _set_name(name: str, family: Family) -> str:
     return name if family == 4 else name.replace("KUBE-", "KUBE-6-", 1)[:LONGEST_SET_NAME]
 
 
-@cache
-def plain(address: str) -> str:
-    """An address as the kernel prints it. Raises UserError for what is none."""
-    try:
-        return str(ip_address(address))
-    except ValueError as error:
-        raise UserError(f"{address!r} of a Service is no IP address") from error
-
-
 def _halves(cidr: str) -> tuple[str, ...]:
     return {"0.0.0.0/0": ("0.0.0.0/1", "128.0.0.0/1"), "::/0": ("::/1", "8000::/1")}.get(cidr, (cidr,))
-
-
-def node_addresses(cluster: Cluster, node: Node, family: Family) -> tuple[str, ...]:
-    """All addresses of the node that the topology and its tunnels give it."""
-    there = [
-        address.partition("/")[0]
-        for machine in cluster.topology.of_kind("node")
-        if machine.name == node.name
-        for interface in machine.interfaces
-        for address in interface.addresses
-    ]
-    there += [address.partition("/")[0] for address in node.tunnels.values()]
-    return tuple(dict.fromkeys(each for each in there if (":" in each) == (family == 6)))
-
-
-def _served(settings: ProxySettings, node: Node, family: Family, own: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of the node's addresses that serve NodePorts: all, unless nodePortAddresses says otherwise."""
-    if "primary" in settings.node_port_cidrs:
-        return (of_family(node.addresses, family),)
-    cidrs = [cidr for cidr in settings.node_port_cidrs if (":" in cidr) == (family == 6)]
-    if not cidrs or any(cidr in EVERYWHERE for cidr in cidrs):
-        return own
-    return tuple(each for each in own if any(contains(cidr, each) for cidr in cidrs))

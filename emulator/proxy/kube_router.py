@@ -39,18 +39,15 @@ from emulator.plan.model import (
     Family,
     IpSet,
     IptablesRules,
-    IpvsServers,
     Jump,
-    RealServer,
     Route,
     Rule,
     Sysctl,
-    VirtualServer,
 )
 from emulator.policy.kube_router_chains import COMPONENT, ICMP
 from emulator.proxy.endpoints import Target, proxied, slices_by_service, targets
-from emulator.proxy.ipvs import node_addresses, plain
 from emulator.proxy.model import ProxySettings
+from emulator.proxy.virtual_servers import VirtualServers, plain
 
 OWNER = "kube-router-services"
 DEVICE = "kube-dummy-if"
@@ -68,7 +65,6 @@ KNOWN = frozenset((SCHEDULER, SCHEDULER_FLAGS, LOCAL, HAIRPIN, HAIRPIN_EXTERNAL,
 SCHEDULERS = ("rr", "lc", "dh", "sh", "mh")
 MAGLEV = "mh"
 FLAGS = {"flag-1": 1, "flag-2": 2, "flag-3": 3}
-# Labels by which a Service is left to somebody else, or to nobody
 
 _SYSCTLS = (
     ("vs/conntrack", "1", "IPVS connections are in conntrack, so that iptables can change their source"),
@@ -156,9 +152,7 @@ class _Part:
     def __init__(self, cluster: Cluster, node: Node, family: Family) -> None:
         self.node = node
         self.family = family
-        self.own = node_addresses(cluster, node, family)
-        self.servers: dict[str, VirtualServer] = {}
-        self.bound: dict[str, str] = {}  # address: of which Service
+        self.ipvs = VirtualServers(cluster, node, family)
         self.hairpins: dict[tuple[str, ...], str] = {}  # rule: why
 
     def add(self, wanted: _Wanted, slices: dict[tuple[str, int], list[EndpointSlice]]) -> None:
@@ -204,18 +198,7 @@ class _Part:
         return target.endpoint.node == self.node.name
 
     def _serve(self, wanted: _Wanted, port: ServicePort, address: str, number: int, chosen: Sequence[Target]) -> None:
-        server = VirtualServer(
-            port.protocol,
-            address,
-            number,
-            tuple(RealServer(plain(target.address), target.port) for target in chosen),
-            scheduler=wanted.scheduler,
-            persistence=wanted.service.affinity,
-            flags=wanted.flags,
-        )
-        self.servers.setdefault(server.name, server)
-        if address not in self.own:  # it is on another device already
-            self.bound.setdefault(address, wanted.service.key)
+        self.ipvs.serve(wanted.service, port, address, number, chosen, scheduler=wanted.scheduler, flags=wanted.flags)
 
     def _hairpin(self, endpoint: str, address: str, number: int, key: str) -> None:
         itself = host_prefix(endpoint)
@@ -227,7 +210,7 @@ class _Part:
 
     def objects(self) -> Iterator[AnyObject]:
         ns, source = self.node.ns, of_family(self.node.addresses, self.family)
-        for address, key in self.bound.items():
+        for address, key in self.ipvs.bound.items():
             yield Address(
                 ns=ns,
                 device=DEVICE,
@@ -253,21 +236,14 @@ class _Part:
         yield from self._sets()
         yield self._firewall()
         yield self._nat(source)
-        yield IpvsServers(
-            ns=ns,
-            family=self.family,
-            servers=self.servers,
-            graceful=False,
-            component=COMPONENT,
-            why="Service addresses and ports, and the endpoints behind them",
-        )
+        yield self.ipvs.planned(COMPONENT, graceful=False)
 
     def _sets(self) -> Iterator[IpSet]:
         """What syncIpvsFirewall puts into the three sets."""
-        served = self.servers.values()
+        served = self.ipvs.servers.values()
         loopback = ("127.0.0.1",) if self.family == 4 else ("::1",)
         for name, kind, members, why in (
-            (LOCAL_IPS, "hash:ip", (*loopback, *self.own), f"the node's own addresses, without those on {DEVICE}"),
+            (LOCAL_IPS, "hash:ip", (*loopback, *self.ipvs.own), f"the node's own addresses, without those on {DEVICE}"),
             (SERVICE_IPS, "hash:ip", (each.address for each in served), "addresses that IPVS answers for"),
             (
                 SERVICE_PORTS,

@@ -50,12 +50,11 @@ from emulator.proxy.endpoints import (
 )
 from emulator.proxy.model import ProxySettings
 from emulator.proxy.names import endpoint_name, port_name, service_name
+from emulator.proxy.nodeport_addresses import EVERYWHERE, PRIMARY, interface_addresses, nodeport_addresses
 
 KUBE_PROXY = "kube-proxy"
 TABLE = "kube-proxy"
 MARK = "0x4000"  # masqueradeBit 14
-PRIMARY = "primary"
-EVERYWHERE = ("0.0.0.0/0", "::/0")
 NO_ENDPOINTS = "goto reject-chain"
 NO_LOCAL_ENDPOINTS = "drop"
 
@@ -260,7 +259,8 @@ def _frame(settings: ProxySettings, cluster: Cluster, node: Node, family: Family
     no_localhost = "ip daddr != 127.0.0.0/8" if family == 4 else "ip6 daddr != ::1"
     service_key = f"{address} . inet_proto . inet_service"
     lookup = f"{ip} daddr . meta l4proto . th dport vmap"
-    nodeports = _nodeport_addresses(settings, cluster, node, family)
+    wanted = settings.node_port_cidrs or (PRIMARY,)
+    nodeports = nodeport_addresses(wanted, node, family, interface_addresses(cluster, node))
     ours = "" if nodeports is None else f"{ip} daddr @nodeport-ips"
     sets = [NftSet("cluster-ips", address, comment="Active ClusterIPs")]
     if nodeports is not None:
@@ -303,26 +303,6 @@ def _frame(settings: ProxySettings, cluster: Cluster, node: Node, family: Family
     )
     elements = tuple(NftElement("nodeport-ips", each) for each in nodeports or ())
     return NftPart(tuple(sets), chains, elements)
-
-
-def _nodeport_addresses(
-    settings: ProxySettings, cluster: Cluster, node: Node, family: Family
-) -> tuple[str, ...] | None:
-    """The node's addresses that serve NodePorts; None for all of them (pkg/proxy/util/nodeport_addresses.go)."""
-    wanted = settings.node_port_cidrs or (PRIMARY,)
-    if PRIMARY in wanted:
-        return (of_family(node.addresses, family),)
-    cidrs = [cidr for cidr in wanted if (":" in cidr) == (family == 6)]
-    if not cidrs or any(cidr in EVERYWHERE for cidr in cidrs):
-        return None
-    there = [
-        address.partition("/")[0]
-        for machine in cluster.topology.of_kind("node")
-        if machine.name == node.name
-        for interface in machine.interfaces
-        for address in interface.addresses
-    ]
-    return tuple(dict.fromkeys(each for each in there if any(contains(cidr, each) for cidr in cidrs)))
 
 
 # -- one Service --------------------------------------------------------------------------------------------------
