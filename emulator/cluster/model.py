@@ -7,6 +7,7 @@ are tuples throughout: one entry for IPv4-only or IPv6-only, two (in the order o
 
 from __future__ import annotations
 
+from functools import cached_property
 from ipaddress import ip_address, ip_network
 from typing import Any, Literal
 
@@ -314,7 +315,7 @@ class Lifetime(msgspec.Struct, frozen=True, omit_defaults=True):
         return not self.ready_after and not self.min_ready
 
 
-class Pod(msgspec.Struct, frozen=True, omit_defaults=True):
+class Pod(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
     """A pod on its node, with its addresses (no prefix length).
 
     ``addresses`` are the node's own for ``host_network`` pods, which have no namespace of their own.
@@ -349,7 +350,7 @@ class Pod(msgspec.Struct, frozen=True, omit_defaults=True):
     dns_policy: DnsPolicy = "ClusterFirst"
     dns: DnsConfig = DnsConfig()
 
-    @property
+    @cached_property
     def key(self) -> str:
         """``namespace/name``."""
         return f"{self.namespace}/{self.name}"
@@ -359,7 +360,7 @@ class Pod(msgspec.Struct, frozen=True, omit_defaults=True):
         """Seconds that the pod goes on after its deletion."""
         return min(self.lifetime.shutdown, self.lifetime.grace_period)
 
-    @property
+    @cached_property
     def ns(self) -> str:
         """The plan's name of the network namespace that this pod's traffic lives in."""
         return f"node/{self.node}" if self.host_network else f"pod/{self.namespace}/{self.name}"

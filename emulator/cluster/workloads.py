@@ -107,7 +107,7 @@ def wanted_pods(
     for kind, workload in _parsed([thing for thing in objects if thing.get("kind", "") in WORKLOADS]):
         match kind:
             case "Pod":
-                yield _of_pod(workload)
+                yield workload
             case "Deployment":
                 yield from _of_deployment(workload, deployments)
             case "ReplicaSet":
@@ -119,7 +119,7 @@ def wanted_pods(
 
 
 class _Parsed(NamedTuple):
-    """Manifests of workloads with their kinds and records."""
+    """Manifests of workloads with their kinds and records; a Pod's is what it wants."""
 
     objects: Sequence[dict[str, Any]]
     records: Sequence[tuple[str, Any]]
@@ -139,7 +139,7 @@ def _parsed(objects: Sequence[dict[str, Any]]) -> Sequence[tuple[str, Any]]:
 
 def _record(thing: dict[str, Any]) -> tuple[str, Any]:
     kind = thing["kind"]
-    return kind, _convert(thing, Template if kind == "Pod" else Workload)
+    return kind, _of_pod(_convert(thing, Template)) if kind == "Pod" else _convert(thing, Workload)
 
 
 def _convert(thing: dict[str, Any], kind: type[Any]) -> Any:

@@ -68,6 +68,7 @@ def load(mode: str) -> Calico:
 
 
 _latest: list[tuple[Cluster, Encapsulation, Settings]] = []  # of the last cluster: every node and pod asks for them
+_checked: list[tuple[Calico, Cluster]] = []  # the last cluster that nothing was wrong with
 
 
 @dataclass(frozen=True)
@@ -103,10 +104,12 @@ class Calico(Plain):
 
     def settings(self, cluster: Cluster) -> Settings:
         """What the cluster's Calico resources say, of a cluster as calico-node sees it. Raises ManifestError."""
-        if not (_latest and _latest[0][0] is cluster and _latest[0][1] == self._default):
+        if _latest and _latest[0][1] == self._default and _told_alike(_latest[0][0], cluster):
+            found = _latest[0][2]
+        else:
             found = read_settings(cluster.objects, cluster.nodes, cluster.topology.pod_cidrs, self._default)
-            _latest[:] = [(cluster, self._default, found)]
-        return _latest[0][2]
+        _latest[:] = [(cluster, self._default, found)]
+        return found
 
     def speaks_bgp(self, cluster: Cluster) -> str:
         return "Calico's BIRD" if self.settings(cluster).runs_bird else ""
@@ -127,6 +130,8 @@ class Calico(Plain):
 
     def check(self, cluster: Cluster) -> None:
         cluster = detected(cluster)
+        if _checked and _checked[0][0] == self and _told_alike(_checked[0][1], cluster):
+            return
         settings = self.settings(cluster)
         check_nodes(self.name, cluster, lambda node: pod_mtu(settings, node))
         if 6 in families_of(cluster.topology.pod_cidrs) and self._default.kind == "ipip":
@@ -137,6 +142,7 @@ class Calico(Plain):
         with_nftables(cluster, self.proxy)
         check_conflicts(cluster)
         check_reachable(cluster, settings)
+        _checked[:] = [(self, cluster)]
 
     def enforcer(self, mode: PolicyMode) -> Felix:
         return Felix(_Tables(self), mode)
@@ -216,6 +222,11 @@ class _Tables:
         found = (item for item in tunnels(cluster, node, settings, family) if isinstance(item, IpSet))
         sets = (*_ip_pools(node, settings, family), *found)
         yield nft_table(node.ns, family, judging, sets, tunnelling, own_node=own_node)
+
+
+def _told_alike(old: Cluster, new: Cluster) -> bool:
+    """Whether two clusters differ in their pods alone."""
+    return old is new or (old.objects is new.objects and old.topology is new.topology and old.nodes == new.nodes)
 
 
 def requires_of(proxy: ProxyMode | None) -> tuple[str, ...]:

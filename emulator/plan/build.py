@@ -200,13 +200,8 @@ def _reusable(before: Cluster, now: Cluster, fragments: dict[str, Fragment]) -> 
             keep.add(f"pod/{pod.key}")
     if before.nodes == now.nodes and not _objects_differ(before, now):
         keep |= {router.ns for router in now.topology.of_kind("router")}
-        old_names = _names_by_node(before)
-        new_names = _names_by_node(now)
-        keep |= {
-            f"node/{name}"
-            for name in new_nodes
-            if name not in changed_nodes and old_names.get(name) == new_names.get(name)
-        }
+        moved = _nodes_of_others(before, now)
+        keep |= {f"node/{name}" for name in new_nodes if name not in changed_nodes and name not in moved}
     if before.nodes == now.nodes and _equal(before.services, now.services) and _equal(before.slices, now.slices):
         keep |= {f"proxy/{name}" for name in new_nodes}
         told_alike = before.not_ready_nodes == now.not_ready_nodes and not _objects_differ(before, now)
@@ -223,6 +218,18 @@ def _objects_differ(before: Cluster, now: Cluster) -> bool:
 
 def _equal(old: object, new: object) -> bool:
     return old is new or old == new
+
+
+def _nodes_of_others(before: Cluster, now: Cluster) -> set[str]:
+    """The nodes with other pods than before, or in another order."""
+    if len(before.pods) == len(now.pods) and all(map(_stays, before.pods, now.pods)):
+        return set()
+    old, new = _names_by_node(before), _names_by_node(now)
+    return {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
+
+
+def _stays(old: Pod, new: Pod) -> bool:
+    return old is new or (old.key == new.key and old.node == new.node)
 
 
 def _names_by_node(cluster: Cluster) -> dict[str, list[str]]:

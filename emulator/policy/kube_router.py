@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from operator import is_
+from typing import NamedTuple
 
 from emulator.cluster.model import Cluster, Node, Pod
 from emulator.plan.addressing import families_of, family_of, of_family
@@ -19,7 +21,7 @@ from emulator.policy.enforcer import Deviation, OnEveryNode, PolicyMode
 from emulator.policy.evaluate import evaluate
 from emulator.policy.flow import Flow
 from emulator.policy.kube_router_chains import COMPONENT, LocalPod, firewall, pod_chain, policy_chain
-from emulator.policy.kube_router_policy import QUIRKS, TYPES, PolicyChain, Quirk, Translated, pod_sets, translate
+from emulator.policy.kube_router_policy import QUIRKS, TYPES, Quirk, Translated, pod_sets, translate
 from emulator.policy.kube_router_verdict import Judge
 from emulator.policy.model import DIRECTIONS, Policy, PolicyKind
 
@@ -64,6 +66,15 @@ class _Known:
     quirks: frozenset[Quirk] | None = None  # those that matter to it; None as long as nobody has asked
 
 
+class _PodChain(NamedTuple):
+    """A pod's chain, and the policies that it asks: those for ingress, and for egress. A policy that is the same object
+    has chains of the same names."""
+
+    local: LocalPod
+    selecting: tuple[tuple[Policy, ...], ...]
+    chain: Chain
+
+
 class KubeRouterPolicies(OnEveryNode):
     """kube-router with ``--run-firewall``. It remembers what it wrote: what has not changed is the same object again,
     which no later step looks at."""
@@ -83,7 +94,7 @@ class KubeRouterPolicies(OnEveryNode):
         self._policies: dict[tuple[str, Family], _Known] = {}
         # Both in one, as who asks for deviations does not wait for a change that is under way
         self._written: tuple[Compiled | None, dict[tuple[str, Family], _Known]] = (None, {})
-        self._chains: dict[LocalPod, tuple[object, Chain]] = {}  # of pods, each with what it was written from
+        self._pod_chains: dict[tuple[str, Family], _PodChain] = {}
 
     # -- a node ---------------------------------------------------------------------------------------------
 
@@ -93,7 +104,7 @@ class KubeRouterPolicies(OnEveryNode):
         for family in families_of(cluster.topology.pod_cidrs):
             known = [self._policies[policy.key, family] for policy in self._read(compiled.policies)]
             for one in known:
-                yield from self._sets(one, node, family)
+                yield from one.sets.get(node.ns) or self._sets(one, node, family)
             yield self._table(cluster, compiled, node, family, known)
 
     def _read(self, policies: Iterable[Policy]) -> list[Policy]:
@@ -104,7 +115,10 @@ class KubeRouterPolicies(OnEveryNode):
         if self._compiled is compiled:
             return
         touched = {key for key, pod in compiled.pods.items() if not _alike(self._pods.get(key), pod)}
-        touched.update(key for key in self._pods if key not in compiled.pods)
+        gone = {key for key in self._pods if key not in compiled.pods}
+        touched |= gone
+        if gone:
+            self._pod_chains = {key: one for key, one in self._pod_chains.items() if key[0] not in gone}
         fresh: dict[tuple[str, Family], _Known] = {}
         for policy in self._read(compiled.policies):
             members = tuple(compiled.members[one] for one in pod_sets(policy))
@@ -119,35 +133,24 @@ class KubeRouterPolicies(OnEveryNode):
         self._written = compiled, fresh
 
     def _sets(self, known: _Known, node: Node, family: Family) -> tuple[IpSet, ...]:
-        found = known.sets.get(node.ns)
-        if found is None:
-            found = known.sets[node.ns] = tuple(
-                IpSet(
-                    ns=node.ns,
-                    name=one.name,
-                    type=TYPES[one.kind],
-                    family=family,
-                    members=one.members,
-                    component=COMPONENT,
-                    why=one.why,
-                )
-                for one in known.made.sets
+        found = known.sets[node.ns] = tuple(
+            IpSet(
+                ns=node.ns,
+                name=one.name,
+                type=TYPES[one.kind],
+                family=family,
+                members=one.members,
+                component=COMPONENT,
+                why=one.why,
             )
+            for one in known.made.sets
+        )
         return found
 
     def _table(
         self, cluster: Cluster, compiled: Compiled, node: Node, family: Family, known: list[_Known]
     ) -> AnyObject:
-        by_policy = {one.made.policy.key: one.made.chains for one in known}
-        pods: list[LocalPod] = []
-        chains: list[Chain] = []
-        for pod in cluster.pods_on(node.name):
-            address = of_family(pod.addresses, family)
-            if pod.host_network:
-                continue
-            local = LocalPod(pod.namespace, pod.name, address)
-            pods.append(local)
-            chains.append(self._pod(compiled, local, pod.key, by_policy))
+        pods = [self._pod(compiled, pod, family) for pod in cluster.pods_on(node.name) if not pod.host_network]
         services = [cidr for cidr in cluster.topology.service_cidrs if family_of(cidr) == family]
         return firewall(
             node.ns,
@@ -155,23 +158,29 @@ class KubeRouterPolicies(OnEveryNode):
             node.device,
             BRIDGE,
             services,
-            pods,
-            pod_chains=chains,
+            [one.local for one in pods],
+            pod_chains=[one.chain for one in pods],
             policies=[chain for one in known for chain in one.chains],
             icmp="icmp" in self._quirks,
         )
 
-    def _pod(self, compiled: Compiled, pod: LocalPod, key: str, by_policy: dict[str, tuple[PolicyChain, ...]]) -> Chain:
-        ingress, egress = (self._read(compiled.of_pod(key, direction)) for direction in DIRECTIONS)
-        isolated = (bool(ingress), bool(egress))
-        asked = dict.fromkeys((*ingress, *egress))
-        jumps = tuple((chain, policy.name) for policy in asked for chain in by_policy[policy.key])
-        identity = (tuple((chain.name, chain.jump) for chain, _ in jumps), isolated)
-        found = self._chains.get(pod)
-        if found is None or found[0] != identity:
-            made = pod_chain(pod, jumps, isolated=isolated, quirks=self._quirks)
-            found = self._chains[pod] = (identity, made)
-        return found[1]
+    def _pod(self, compiled: Compiled, pod: Pod, family: Family) -> _PodChain:
+        """The chain of a pod of the node, the same object as before if it is selected by the same policies."""
+        selecting = tuple(compiled.of_pod(pod.key, direction) for direction in DIRECTIONS)
+        address = of_family(pod.addresses, family)
+        found = self._pod_chains.get((pod.key, family))
+        if found is not None and found.local.address == address and all(map(is_, found.selecting, selecting)):
+            return found
+        ingress, egress = map(self._read, selecting)
+        local = LocalPod(pod.namespace, pod.name, address)
+        jumps = tuple(
+            (chain, policy.name)
+            for policy in dict.fromkeys((*ingress, *egress))
+            for chain in self._policies[policy.key, family].made.chains
+        )
+        chain = pod_chain(local, jumps, isolated=(bool(ingress), bool(egress)), quirks=self._quirks)
+        made = self._pod_chains[pod.key, family] = _PodChain(local, selecting, chain)
+        return made
 
     # -- what it does otherwise -----------------------------------------------------------------------------
 

@@ -23,8 +23,9 @@ pkg/controllers/routing (network_routes_controller.go, enableForwarding).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
+
+import msgspec
 
 from emulator.plan.model import Chain, Family, IptablesRules, Jump, Rule
 from emulator.policy.kube_router_policy import PolicyChain, Quirk, code
@@ -56,8 +57,7 @@ ICMP: dict[Family, tuple[tuple[str, str], ...]] = {
 PASSING_ICMP: dict[Family, frozenset[int]] = {4: frozenset((8, 3, 11)), 6: frozenset((128, 1, 3, 129))}
 
 
-@dataclass(frozen=True)
-class LocalPod:
+class LocalPod(msgspec.Struct, frozen=True, cache_hash=True):
     """A pod of the node, with its address of one family."""
 
     namespace: str
@@ -89,25 +89,16 @@ def firewall(
     ``pod_chains`` are those of the pods, in their order, where policies select any of them, and ``policies`` the
     policies' own; ``icmp``: whether KUBE-NWPLCY-COMMON lets ICMP pass as kube-router does.
     """
-    top = {chain: list(rules) for chain, rules in _top_level(service_cidrs).items()}
-    for pod in pods:
-        for chain, rule in _jumps(pod):
-            top[chain].append(rule)
-    accept = comment_rule(
-        "rule to explicitly ACCEPT traffic that comply to network policies",
-        *("-m", "mark", "--mark", ACCEPTED, "-j", "ACCEPT"),
-        why="every pod concerned lets it pass",
-    )
     return IptablesRules(
         ns=ns,
         family=family,
         table="filter",
         owner=OWNER,
         chains=(
-            *(Chain(chain, (*rules, accept)) for chain, rules in top.items()),
+            *_top_level(tuple(service_cidrs), tuple(pods)),
             _common(family, icmp),
             _DEFAULT,
-            *(map(pod_chain, pods) if pod_chains is None else pod_chains),
+            *(map(_free, pods) if pod_chains is None else pod_chains),
             *policies,
         ),
         jumps=(
@@ -207,8 +198,29 @@ def _forwarding(device: str, bridge: str) -> Iterator[Jump]:
         )
 
 
-def _top_level(service_cidrs: Sequence[str]) -> dict[str, list[Rule]]:
-    """The chains, with what KUBE-ROUTER-INPUT lets through to services."""
+@lru_cache(maxsize=1024)
+def _top_level(service_cidrs: tuple[str, ...], pods: tuple[LocalPod, ...]) -> tuple[Chain, ...]:
+    """The chains that the kernel's own lead to."""
+    top = _to_services(service_cidrs)
+    for pod in pods:
+        for chain, rule in _jumps(pod):
+            top[chain].append(rule)
+    accept = comment_rule(
+        "rule to explicitly ACCEPT traffic that comply to network policies",
+        *("-m", "mark", "--mark", ACCEPTED, "-j", "ACCEPT"),
+        why="every pod concerned lets it pass",
+    )
+    return tuple(Chain(chain, (*rules, accept)) for chain, rules in top.items())
+
+
+@lru_cache(maxsize=16384)
+def _free(pod: LocalPod) -> Chain:
+    """The chain of a pod that no policy selects."""
+    return pod_chain(pod)
+
+
+def _to_services(service_cidrs: Sequence[str]) -> dict[str, list[Rule]]:
+    """The chains at their beginnings, with what KUBE-ROUTER-INPUT lets through to services."""
     name = "KUBE-ROUTER-INPUT"
     rules = [
         _coded(name, ("-d", cidr, "-j", "RETURN"), "allow traffic to primary/secondary cluster IP range")

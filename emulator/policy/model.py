@@ -18,6 +18,7 @@ kubernetes-sigs/network-policy-api v1alpha1 and v1alpha2.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Literal
 
 import msgspec
@@ -176,7 +177,7 @@ KUBERNETES_TIERS = (
 )
 
 
-class Policy(msgspec.Struct, frozen=True, omit_defaults=True, cache_hash=True):
+class Policy(msgspec.Struct, frozen=True, omit_defaults=True, cache_hash=True, dict=True):
     """A policy object. ``ingress`` and ``egress`` are None where it does not apply to that direction; no rules at all
     (``()``) where it applies and lets nothing pass. ``namespace`` is empty for kinds of the whole cluster.
     ``order`` ascends within its tier, None is last."""
@@ -190,7 +191,7 @@ class Policy(msgspec.Struct, frozen=True, omit_defaults=True, cache_hash=True):
     tier: str = DEFAULT_TIER
     order: float | None = KUBERNETES_ORDER
 
-    @property
+    @cached_property
     def key(self) -> str:
         """``NetworkPolicy shop/deny-all``: for people, and unique in a cluster."""
         return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
