@@ -23,6 +23,7 @@ from emulator.kernel import capabilities
 LANE_FILES = Path(__file__).parent / "expected-features"
 SANDBOX_NEEDS = ("netns", "veth", "ip", "mnexec")
 REAL_KERNEL = "real-kernel"  # the lane
+REAL_KERNEL_MARK = "real_kernel"
 ANSWERS = pytest.StashKey[dict[str, capabilities.Feature]]()  # this machine's, for what the tests of this run need
 LEFT_OUT = pytest.StashKey[dict[str, list[str]]]()  # tests that need another kernel, and the features that they miss
 
@@ -45,6 +46,17 @@ def required(item: pytest.Item) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+@cache
+def names_the_real_kernel(path: Path) -> bool:
+    return REAL_KERNEL_MARK in path.read_text(encoding="utf-8")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With ``-m real_kernel``, files without that word are not even imported: under emulation that takes minutes."""
+    chosen = config.option.markexpr == REAL_KERNEL_MARK
+    return True if chosen and collection_path.is_file() and not names_the_real_kernel(collection_path) else None
+
+
 @pytest.hookimpl(trylast=True)  # after -k and -m have chosen
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
     known = set(capabilities.feature_names())
@@ -52,6 +64,8 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
         unknown = [name for name in required(item) if name not in known]
         if unknown:
             raise pytest.UsageError(f"{item.nodeid} requires {', '.join(unknown)}: not in emulator/kernel/features.py")
+        if item.get_closest_marker(REAL_KERNEL_MARK) and not names_the_real_kernel(item.path):
+            raise pytest.UsageError(f"{item.nodeid} is marked {REAL_KERNEL_MARK}, and its file does not have that word")
     if config.option.collectonly:
         return
     # All at once and before the first test: a test with a sandbox runs in a fork, whose answers would be lost.
@@ -63,7 +77,7 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
     for item in items:
         missing = [name for name in required(item) if not answers[name].usable]
         # What the lane is known to have may not be missing: that test fails, like any other.
-        if item.get_closest_marker("real_kernel") and missing and not expected_features() & set(missing):
+        if item.get_closest_marker(REAL_KERNEL_MARK) and missing and not expected_features() & set(missing):
             left_out[item.nodeid] = missing
     config.stash[LEFT_OUT] = left_out
     if left_out:

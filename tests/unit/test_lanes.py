@@ -160,3 +160,21 @@ def test_lane_files_name_only_known_features(lane: Path) -> None:
     names = [line for line in lane.read_text().splitlines() if line and not line.startswith("#")]
 
     assert set(names) <= set(capabilities.feature_names())
+
+
+def test_choosing_the_real_kernels_tests_imports_no_file_without_one(real_suite: pytest.Pytester) -> None:
+    real_suite.makepyfile(test_elsewhere="raise RuntimeError('imported')")
+
+    result = real_suite.runpytest_inprocess("-m", "real_kernel", "--collect-only", "-q")
+
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["*::test_delay", "1/2 tests collected*"])
+
+
+def test_a_mark_that_such_a_choice_would_overlook_stops_the_run(real_suite: pytest.Pytester) -> None:
+    real_suite.makepyfile("import pytest\n@getattr(pytest.mark, 'real' + '_kernel')\ndef test_hidden(): ...\n")
+
+    result = real_suite.runpytest_inprocess()
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*::test_hidden is marked real_kernel, and its file does not have that word"])
