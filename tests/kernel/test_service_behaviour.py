@@ -7,6 +7,7 @@ One lab for each style and mode; all requests of the table are in flight at once
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -286,16 +287,19 @@ def test_service_behaves(ran: Ran, row: Row, request: pytest.FixtureRequest) -> 
         assert set(result.sources) == {result.local_address if seen == "itself" else seen}
 
 
-def test_open_connection_outlives_its_endpoint(ran: Ran) -> None:
+def test_open_connection_outlives_its_endpoint(ran: Ran, tmp_path: Path) -> None:
     """TCP entries are never deleted: who is connected stays so when the endpoint goes."""
+    answered, gone = tmp_path / "answered", tmp_path / "gone"
     script = (
-        "import socket, sys\n"
+        "import os, signal, socket, time\n"
+        "signal.alarm(60)\n"
         "s = socket.create_connection(('10.96.1.9', 80), 5)\n"
         "def ask():\n"
         "    s.sendall(b'GET /hostname HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n')\n"
         "    return s.recv(999).decode().split()[-1]\n"
         "print(ask(), flush=True)\n"
-        "import time; time.sleep(2)\n"
+        f"open({str(answered)!r}, 'w').close()\n"
+        f"while not os.path.exists({str(gone)!r}): time.sleep(0.01)\n"
         "print(ask())\n"
     )
     told: list[str] = []
@@ -304,11 +308,12 @@ def test_open_connection_outlives_its_endpoint(ran: Ran) -> None:
     )
     with ran.lab.capture("n2-p1") as capture:
         thread.start()
-        while not ran.lab.probe("n3-p1", "10.96.1.9", 80).reached:
-            pass
-        threading.Event().wait(0.7)
+        while not answered.exists():
+            assert thread.is_alive(), f"no first answer: {told}"
+            time.sleep(0.01)
         ran.lab.ready("half-1", value=False)
         refused = ran.lab.probe("n2-p1", "10.96.1.9", 80, timeout=PATIENCE)
+        gone.touch()
         thread.join(20)
     ran.lab.ready("half-1")
 
