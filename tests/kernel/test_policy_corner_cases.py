@@ -7,7 +7,7 @@ share one lab, in which each begins where the one before left it. Enforced is wh
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from typing import NamedTuple
 
@@ -124,25 +124,20 @@ def test_a_terminating_pod_stays_subject_and_peer_until_it_has_ended_and_then_le
     verdicts = ("x/leaving>x/web", "y/mon>x/leaving z/far>x/leaving x/db>x/web")
     assert place.wrong(Step((*rules, leaving), *verdicts)) == []
     addresses = place.addresses().by_place["x/leaving"]
-    assert all(_mentioned(place.lab, address) for address in addresses)
+    assert _mentioned(place.lab, addresses) == list(addresses)
     place.lab.delete("pod", "leaving", "x")
     assert [one.terminating for one in place.lab.cluster().pods if one.key == "x/leaving"] == [True]
     assert place.answers(*verdicts) == []
     place.lab.delete("pod", "leaving", "x", grace_period=0)
     del place.site.objects["Pod", "x", "leaving"]
-    assert [address for address in addresses if _mentioned(place.lab, address)] == []
+    assert _mentioned(place.lab, addresses) == []
 
 
-def _mentioned(lab: Lab, address: str) -> bool:
-    """Whether any node's sets or rules hold the address."""
-    word = re.compile(rf"(?<![\w.:]){re.escape(address)}(?![\w.:])")
-    commands = (
-        ("ipset", "save"),
-        ("iptables-save", "-t", "filter"),
-        ("ip6tables-save", "-t", "filter"),
-        ("nft", "list", "ruleset"),
-    )
-    return any(word.search(lab.run(node, *command).stdout) for node in NODES for command in commands)
+def _mentioned(lab: Lab, addresses: Sequence[str]) -> list[str]:
+    """Those of the addresses that any node's sets or rules hold."""
+    script = "ipset save; iptables-save -t filter; ip6tables-save -t filter; nft list ruleset"
+    printed = "".join(lab.run(node, "sh", "-c", script).stdout for node in NODES)
+    return [one for one in addresses if re.search(rf"(?<![\w.:]){re.escape(one)}(?![\w.:])", printed)]
 
 
 @pytest.mark.parametrize("place", ["calico"], indirect=True)
@@ -181,8 +176,8 @@ def test_a_denied_packet_is_counted_where_its_pod_is(place: Place) -> None:
 def _denials(lab: Lab, node: str, family: Family) -> int:
     """The packets that a node's rules have dropped or rejected."""
     program = "iptables" if family == 4 else "ip6tables"
-    printed = lab.run(node, program, "-t", "filter", "-nvxL").stdout
-    printed += lab.run(node, "nft", "list", "ruleset", "ip" if family == 4 else "ip6").stdout
+    script = f"{program} -t filter -nvxL; nft list ruleset {'ip' if family == 4 else 'ip6'}"
+    printed = lab.run(node, "sh", "-c", script).stdout
     dropping = r"^\s*(\d+)\s+\d+\s+(?:DROP|REJECT)\s|counter packets (\d+) bytes \d+ (?:drop|reject)\b"
     return sum(int(found[1] or found[2]) for found in re.finditer(dropping, printed, re.MULTILINE))
 
