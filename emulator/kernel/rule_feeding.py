@@ -42,7 +42,8 @@ def feed(ns: str, text: ToolInput, finished: Callable[[Ruleset], None], sets: Se
     if not left.parts:
         return
     try:
-        run_tool(left.argv, left.whole)
+        if not (left.fresh and _fits(left)):
+            run_tool(left.argv, left.whole)
     except FileNotFoundError as error:
         raise Unsupported(
             f"{text.argv[0]} is not installed", hint="`cnilab doctor` names the package", features=(text.argv[0],)
@@ -53,6 +54,16 @@ def feed(ns: str, text: ToolInput, finished: Callable[[Ruleset], None], sets: Se
         raise _blame(ns, left, str(error.stderr), finished) from error
     for item, _ in left.parts:
         finished(item)
+
+
+def _fits(text: ToolInput) -> bool:
+    """Whether sets that come are not there, so that they need not be swapped with others, which takes the kernel more
+    than all the rest."""
+    try:
+        run_tool(text.argv, text.fresh)
+    except subprocess.CalledProcessError:
+        return False
+    return True
 
 
 def tell(text: ToolInput, finished: Callable[[Ruleset], None], sets: SetSpeaker) -> ToolInput:
