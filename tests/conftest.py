@@ -7,11 +7,15 @@ would be skipped for a feature of that file fails instead.
 ``@pytest.mark.real_kernel`` marks what only a distribution's kernel with all its modules can show. In the lane
 real-kernel (``./cnilab test --real-kernel``) these tests run, come what may. Elsewhere they run where the kernel has
 what they require; otherwise they are left out, and a line at the end says so.
+
+Where several processes share the tests out (``--dist loadfile``), the longest files come first, so that none is left
+when all others are done, and those that have one lab after the other may have them in several processes.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +28,17 @@ LANE_FILES = Path(__file__).parent / "expected-features"
 SANDBOX_NEEDS = ("netns", "veth", "ip", "mnexec")
 REAL_KERNEL = "real-kernel"  # the lane
 REAL_KERNEL_MARK = "real_kernel"
+# A minute and more each. The rest is in the order of its names, which has the short ones (unit/) at the end.
+LONGEST = (
+    "tests/kernel/test_scenarios.py",
+    "tests/docs/test_examples.py",
+    "tests/kernel/test_policy_corner_cases.py",
+    "tests/kernel/test_policy_felix.py",
+    "tests/kernel/test_policy_fuzz.py",
+    "tests/kernel/test_policy_commands.py",
+)
+# The parameters begin with a style, which has a lab of its own, or with a scenario's theme: test_it[theme/name-style]
+PARTED = tuple(name for name in LONGEST if "/kernel/" in name)
 ANSWERS = pytest.StashKey[dict[str, capabilities.Feature]]()  # this machine's, for what the tests of this run need
 LEFT_OUT = pytest.StashKey[dict[str, list[str]]]()  # tests that need another kernel, and the features that they miss
 
@@ -46,6 +61,28 @@ def required(item: pytest.Item) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def rank(file: str) -> int:
+    return LONGEST.index(file) if file in LONGEST else len(LONGEST)
+
+
+def part(test: str) -> str:
+    """What of the tests one process has to take as a whole: a file, or of some those of a style or a theme."""
+    file, _, name = test.partition("::")
+    parameters = name.partition("[")[2]
+    return f"{file}[{re.split('[-/]', parameters)[0]}" if file in PARTED and parameters else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    if config.option.dist != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
+
+    scheduler = LoadFileScheduling(config, log)
+    scheduler._split_scope = part  # what xdist's own schedulers of this kind differ by
+    return scheduler
+
+
 @cache
 def names_the_real_kernel(path: Path) -> bool:
     return REAL_KERNEL_MARK in path.read_text(encoding="utf-8")
@@ -66,6 +103,7 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
             raise pytest.UsageError(f"{item.nodeid} requires {', '.join(unknown)}: not in emulator/kernel/features.py")
         if item.get_closest_marker(REAL_KERNEL_MARK) and not names_the_real_kernel(item.path):
             raise pytest.UsageError(f"{item.nodeid} is marked {REAL_KERNEL_MARK}, and its file does not have that word")
+    items.sort(key=lambda item: rank(item.nodeid.partition("::")[0]))
     if config.option.collectonly:
         return
     # All at once and before the first test: a test with a sandbox runs in a fork, whose answers would be lost.

@@ -178,3 +178,26 @@ def test_a_mark_that_such_a_choice_would_overlook_stops_the_run(real_suite: pyte
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*::test_hidden is marked real_kernel, and its file does not have that word"])
+
+
+def test_processes_share_long_files_by_style_or_theme_and_take_others_whole(suite: pytest.Pytester) -> None:
+    names = ["a/1-x", "a/2-y", "b/1-x", "c-1"]
+    test = f"import pytest\n@pytest.mark.parametrize('name', {names})\ndef test_{{}}(name): ...\n"
+    kernel = suite.mkpydir("tests") / "kernel"
+    kernel.mkdir()
+    for name in ("other", "scenarios"):
+        (kernel / f"test_{name}.py").write_text(test.format("one") + test.format("two"))
+
+    lines = suite.runpytest("-n", "3", "--dist", "loadfile", "--no-loadscope-reorder", "-v").outlines
+
+    found = [line.split() for line in lines if line.startswith("[gw") and "PASSED" in line]
+    by_part: dict[str, set[str]] = {}
+    for worker, *_, test_name in found:
+        file, _, rest = test_name.partition("::")
+        key = rest.partition("[")[2][0] if file.endswith("scenarios.py") else ""
+        by_part.setdefault(f"{file} {key}", set()).add(worker)
+    assert len(found) == 16
+    assert {key.rpartition("/")[2]: len(workers) for key, workers in by_part.items()} == {
+        "test_other.py ": 1, "test_scenarios.py a": 1, "test_scenarios.py b": 1, "test_scenarios.py c": 1,
+    }  # fmt: skip
+    assert len(set().union(*(each for key, each in by_part.items() if "scenarios" in key))) > 1
