@@ -19,20 +19,21 @@ felix/rules (``emulator.cni.felix``).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from emulator.cluster import ipam as address_managers
 from emulator.cluster.model import Cluster, Machine, Node, Pod, Topology
 from emulator.cni.calico_addresses import check_conflicts, detected
 from emulator.cni.calico_bgp import borrowed_routes, check_reachable, node_bgp, router_bgp
 from emulator.cni.calico_ipam import CalicoIpam
-from emulator.cni.calico_pods import FELIX, wire_pod, workload_endpoints
+from emulator.cni.calico_node import cni_configuration, felix_title, judged_tables, pool_sets
+from emulator.cni.calico_pods import wire_pod, workload_endpoints
 from emulator.cni.calico_services import announcing
 from emulator.cni.calico_settings import Encapsulation, Settings, read_settings
 from emulator.cni.calico_tunnels import IPIP_DEVICE, VXLAN_DEVICE, is_borrowed, pod_mtu, route_to_block, tunnels
-from emulator.cni.felix import Tunnelling, filter_table, iptables_tables
+from emulator.cni.felix import Tunnelling, iptables_tables
 from emulator.cni.felix_configuration import with_nftables
 from emulator.cni.felix_nftables import nft_table
 from emulator.cni.limits import check_nodes
@@ -40,10 +41,9 @@ from emulator.cni.style import Plain
 from emulator.cni.styles import pick_mode
 from emulator.errors import UserError
 from emulator.plan.addressing import families_of
-from emulator.plan.model import AnyObject, Family, File, IpSet
+from emulator.plan.model import AnyObject, Family, IpSet
 from emulator.policy.enforcer import PolicyMode
-from emulator.policy.felix import Felix, title_of
-from emulator.policy.felix_rules import ipset_name
+from emulator.policy.felix import Felix
 from emulator.policy.felix_tables import Judging
 from emulator.proxy.model import ProxyMode
 
@@ -153,7 +153,7 @@ class Calico(Plain):
         cluster = detected(cluster)
         node = cluster.node(node.name)
         settings, families = self.settings(cluster), families_of(cluster.topology.pod_cidrs)
-        yield _cni_configuration(node)
+        yield cni_configuration(node, self.name, mtu=0, ipam={"type": "calico-ipam"}, bandwidth=True)
         nftables = node.name in with_nftables(cluster, self.proxy)
         sets: dict[Family, list[IpSet]] = {}
         for family in families:
@@ -194,10 +194,7 @@ class _Tables:
     style: Calico
 
     def title(self, cluster: Cluster | None) -> str:
-        if cluster is None:
-            return title_of([self.style.proxy == "nftables"])
-        there = with_nftables(cluster, self.style.proxy)
-        return title_of(node.name in there for node in cluster.nodes)
+        return felix_title(cluster, self.style.proxy)
 
     @property
     def requires(self) -> tuple[str, ...]:
@@ -214,14 +211,16 @@ class _Tables:
         self, cluster: Cluster, node: Node, family: Family, judging: Judging, *, own_node: bool
     ) -> Iterator[AnyObject]:
         settings = self.style.settings(cluster)
-        tunnelling = _tunnelling(node, settings, family)
-        if node.name not in with_nftables(cluster, self.style.proxy):
-            yield from judging.sets
-            yield filter_table(node.ns, family, judging, tunnelling, own_node=own_node)
-            return
         found = (item for item in tunnels(cluster, node, settings, family) if isinstance(item, IpSet))
-        sets = (*_ip_pools(node, settings, family), *found)
-        yield nft_table(node.ns, family, judging, sets, tunnelling, own_node=own_node)
+        return judged_tables(
+            node,
+            family,
+            judging,
+            chain(_ip_pools(node, settings, family), found),
+            _tunnelling(node, settings, family),
+            nftables=node.name in with_nftables(cluster, self.style.proxy),
+            own_node=own_node,
+        )
 
 
 def _told_alike(old: Cluster, new: Cluster) -> bool:
@@ -262,46 +261,6 @@ def _tunnelling(node: Node, settings: Settings, family: Family) -> Tunnelling:
 
 def _ip_pools(node: Node, settings: Settings, family: Family) -> Iterator[IpSet]:
     pools = settings.of_family(family)
-    for name, members, why in (
-        ("masq-ipam-pools", [pool.cidr for pool in pools if pool.nat_outgoing], "IP pools with natOutgoing"),
-        ("all-ipam-pools", [pool.cidr for pool in pools], "all IP pools: traffic between pods is never masqueraded"),
-    ):
-        yield IpSet(
-            ns=node.ns,
-            name=ipset_name(family, name),
-            type="hash:net",
-            family=family,
-            members=tuple(sorted(members)),
-            component=FELIX,
-            why=why,
-        )
-
-
-def _cni_configuration(node: Node) -> File:
-    """manifests/calico.yaml, ``cni_network_config``, as the install-cni container fills it in."""
-    configuration = {
-        "name": "k8s-pod-network",
-        "cniVersion": "0.3.1",
-        "plugins": [
-            {
-                "type": "calico",
-                "log_level": "info",
-                "log_file_path": "/var/log/calico/cni/cni.log",
-                "datastore_type": "kubernetes",
-                "nodename": node.name,
-                "mtu": 0,
-                "ipam": {"type": "calico-ipam"},
-                "policy": {"type": "k8s"},
-                "kubernetes": {"kubeconfig": "/etc/cni/net.d/calico-kubeconfig"},
-            },
-            {"type": "portmap", "snat": True, "capabilities": {"portMappings": True}},
-            {"type": "bandwidth", "capabilities": {"bandwidth": True}},
-        ],
-    }
-    return File(
-        ns=node.ns,
-        path="/etc/cni/net.d/10-calico.conflist",
-        content=json.dumps(configuration, indent=2) + "\n",
-        component="install-cni",
-        why="tells the kubelet's runtime which plugins wire a pod",
-    )
+    masqueraded = [pool.cidr for pool in pools if pool.nat_outgoing]
+    every = [pool.cidr for pool in pools]
+    return pool_sets(node, family, masqueraded=masqueraded, every=every, why="IP pools with natOutgoing")

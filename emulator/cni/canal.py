@@ -16,14 +16,14 @@ Sources: projectcalico/calico manifests/canal.yaml, node/pkg/lifecycle/startup/s
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from emulator.cluster import ipam as address_managers
 from emulator.cluster.model import Cluster, Node, Pod, Topology
-from emulator.cni.calico_pods import FELIX, wire_pod, workload_endpoints
-from emulator.cni.felix import NO_TUNNELS, filter_table, iptables_tables
+from emulator.cni.calico_node import cni_configuration, felix_title, judged_tables, pool_sets
+from emulator.cni.calico_pods import wire_pod, workload_endpoints
+from emulator.cni.felix import NO_TUNNELS, iptables_tables
 from emulator.cni.felix_configuration import with_nftables
 from emulator.cni.felix_nftables import nft_table
 from emulator.cni.flannel_interface import Seen, seen
@@ -40,10 +40,9 @@ from emulator.cni.style import Plain
 from emulator.cni.styles import pick_mode
 from emulator.errors import UserError
 from emulator.plan.addressing import families_of
-from emulator.plan.model import AnyObject, Family, File, IpSet
+from emulator.plan.model import AnyObject, Family, IpSet
 from emulator.policy.enforcer import PolicyMode
-from emulator.policy.felix import Felix, title_of
-from emulator.policy.felix_rules import ipset_name
+from emulator.policy.felix import Felix
 from emulator.policy.felix_tables import Judging
 from emulator.proxy.model import ProxyMode
 
@@ -101,7 +100,8 @@ class Canal(Plain):
         found = _seen(cluster)
         cluster, node = found.told, found.own[node.name]
         yield from subnet_file(cluster, node, _pod_mtu(node))
-        yield _cni_configuration(node)
+        ipam = {"type": "host-local", "subnet": "usePodCidr"}
+        yield cni_configuration(node, self.name, mtu=_pod_mtu(node), ipam=ipam, bandwidth=False)
         yield from vtep(node, 4)
         for peer in cluster.nodes:
             if peer.name != node.name:
@@ -139,10 +139,7 @@ class _Tables:
     style: Canal
 
     def title(self, cluster: Cluster | None) -> str:
-        if cluster is None:
-            return title_of([self.style.proxy == "nftables"])
-        there = with_nftables(cluster, self.style.proxy)
-        return title_of(node.name in there for node in cluster.nodes)
+        return felix_title(cluster, self.style.proxy)
 
     @property
     def requires(self) -> tuple[str, ...]:
@@ -157,11 +154,9 @@ class _Tables:
     def judged(
         self, cluster: Cluster, node: Node, family: Family, judging: Judging, *, own_node: bool
     ) -> Iterator[AnyObject]:
-        if node.name in with_nftables(cluster, self.style.proxy):
-            yield nft_table(node.ns, family, judging, _ip_pool(cluster, node), own_node=own_node)
-        else:
-            yield from judging.sets
-            yield filter_table(node.ns, family, judging, NO_TUNNELS, own_node=own_node)
+        there = node.name in with_nftables(cluster, self.style.proxy)
+        pool = _ip_pool(cluster, node)
+        return judged_tables(node, family, judging, pool, NO_TUNNELS, nftables=there, own_node=own_node)
 
 
 def _pod_mtu(node: Node) -> int:
@@ -172,45 +167,5 @@ def _pod_mtu(node: Node) -> int:
 def _ip_pool(cluster: Cluster, node: Node) -> Iterator[IpSet]:
     """The pool that calico-node makes when it finds none, although no address is taken from it: kubeadm's pod network,
     with natOutgoing. So Felix masquerades, before flanneld's rules come to it."""
-    for name, why in (
-        ("masq-ipam-pools", "default-ipv4-ippool, with natOutgoing"),
-        ("all-ipam-pools", "all IP pools: traffic between pods is never masqueraded"),
-    ):
-        yield IpSet(
-            ns=node.ns,
-            name=ipset_name(4, name),
-            type="hash:net",
-            family=4,
-            members=tuple(sorted(cluster.topology.pod_cidrs)),
-            component=FELIX,
-            why=why,
-        )
-
-
-def _cni_configuration(node: Node) -> File:
-    """manifests/canal.yaml, ``cni_network_config``, as the install-cni container fills it in."""
-    configuration = {
-        "name": "k8s-pod-network",
-        "cniVersion": "0.3.1",
-        "plugins": [
-            {
-                "type": "calico",
-                "log_level": "info",
-                "log_file_path": "/var/log/calico/cni/cni.log",
-                "datastore_type": "kubernetes",
-                "nodename": node.name,
-                "mtu": _pod_mtu(node),
-                "ipam": {"type": "host-local", "subnet": "usePodCidr"},
-                "policy": {"type": "k8s"},
-                "kubernetes": {"kubeconfig": "/etc/cni/net.d/calico-kubeconfig"},
-            },
-            {"type": "portmap", "snat": True, "capabilities": {"portMappings": True}},
-        ],
-    }
-    return File(
-        ns=node.ns,
-        path="/etc/cni/net.d/10-canal.conflist",
-        content=json.dumps(configuration, indent=2) + "\n",
-        component="install-cni",
-        why="tells the kubelet's runtime which plugins wire a pod",
-    )
+    pool = cluster.topology.pod_cidrs
+    return pool_sets(node, 4, masqueraded=pool, every=pool, why="default-ipv4-ippool, with natOutgoing")
