@@ -15,7 +15,7 @@ actions.go), felix/nftables/table_layer.go.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
 
 from emulator.plan.model import Family
@@ -98,12 +98,15 @@ def ports(end: str, ranges: Iterable[tuple[int, int]], of: str, *, wanted: bool 
     """DestPortRanges and the like, of a protocol by its name or number."""
     option, field = _PORTS[end]
     given = list(ranges)
-    listed = ",".join(f"{first}" if first == last else f"{first}:{last}" for first, last in given)
-    inline = ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in given)
+    listed, inline = ",".join(_ranges(given, ":")), ", ".join(_ranges(given, "-"))
     return Words(
         f"-m multiport {_not(wanted)}{option} {listed}",
         f"{_TRANSPORT.get(of, of)} {field} {_unlike(wanted)}{{ {inline} }}",
     )
+
+
+def _ranges(given: Iterable[tuple[int, int]], dash: str) -> Iterator[str]:
+    return (f"{first}" if first == last else f"{first}{dash}{last}" for first, last in given)
 
 
 def net(end: str, cidr: str, *, wanted: bool = True) -> Words:
@@ -174,14 +177,17 @@ def set_masked(bits: int, mask: int) -> Words:
 
 def jump(target: Words | str) -> Words:
     """JumpAction: to a chain, and back."""
-    name = alike(target) if isinstance(target, str) else target
-    return Words(f"--jump {name.iptables}", f"jump {LAYER}-{name.nft}")
+    return _to("jump", target)
 
 
 def goto(target: Words | str) -> Words:
     """GotoAction: to a chain, and from there to where this one was called."""
+    return _to("goto", target)
+
+
+def _to(verb: str, target: Words | str) -> Words:
     name = alike(target) if isinstance(target, str) else target
-    return Words(f"--goto {name.iptables}", f"goto {LAYER}-{name.nft}")
+    return Words(f"--{verb} {name.iptables}", f"{verb} {LAYER}-{name.nft}")
 
 
 # -- names ------------------------------------------------------------------------------------------------------
