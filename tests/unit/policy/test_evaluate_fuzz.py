@@ -5,22 +5,19 @@ from __future__ import annotations
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from emulator.cluster.assemble import assemble
-from emulator.cluster.manifests import validate
 from emulator.cluster.model import Cluster
-from emulator.cluster.topology import parse_topology
 from emulator.cni.styles import load_style
 from emulator.policy.compile import compile_policies
 from emulator.policy.compiled import Compiled
 from emulator.policy.evaluate import evaluate
 from emulator.policy.flow import End, Flow
 from emulator.policy.model import Family
+from tests.policy.flows import HOSTS
 from tests.policy.second_opinion import Place, passing
-from tests.policy.worlds import PORTS, TOPOLOGY, World, changed, worlds
+from tests.policy.stepping import steps
+from tests.policy.worlds import PORTS, World, worlds
 
-TWO = parse_topology(TOPOLOGY, "policies.yaml")
 STYLE = load_style("flannel")
-HOSTS = {4: ("172.31.0.10", "203.0.113.7"), 6: ("fd00:31::10", "2001:db8::7")}
 PROBED = (*PORTS, ("TCP", 79), ("TCP", 180), ("TCP", 181), ("UDP", 81), ("SCTP", 53))
 
 
@@ -52,15 +49,10 @@ def check(world: World, compiled: Compiled, family: Family) -> None:
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_the_evaluator_agrees_with_set_algebra_at_every_step(data: st.DataObject) -> None:
-    world = data.draw(worlds())
-    ipam = STYLE.ipam(TWO)
-    cluster: Cluster | None = None
     compiled: Compiled | None = None
-    for _ in range(4):
-        cluster = assemble(TWO, validate(list(world.objects)).objects, ipam, cluster)
+    for world, cluster in steps(data, worlds(), STYLE, 4):
         compiled = compile_policies(cluster, compiled)
         for family in (4, 6):
             check(world, compiled, family)
         fresh = compile_policies(cluster)
         assert (fresh.members, fresh.ingress, fresh.egress) == (compiled.members, compiled.ingress, compiled.egress)
-        world = data.draw(changed(world))

@@ -9,10 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from emulator.cluster.assemble import assemble
-from emulator.cluster.manifests import validate
 from emulator.cluster.model import Cluster
-from emulator.cluster.topology import parse_topology
 from emulator.cni.style import Style
 from emulator.cni.styles import load_style
 from emulator.plan.model import AnyObject, NftRules
@@ -21,32 +18,13 @@ from emulator.policy.enforcement import Enforcement, enforce
 from emulator.policy.enforcer import Enforcer, PolicyMode
 from emulator.policy.evaluate import evaluate
 from emulator.policy.felix_endpoints import host_device
-from emulator.policy.flow import End, Flow
+from emulator.policy.flow import Flow
+from tests.policy.flows import flows
 from tests.policy.reading import NftReader, Packet, Reader
-from tests.policy.worlds import TOPOLOGY, changed, worlds
+from tests.policy.stepping import steps
+from tests.policy.worlds import worlds
 
-TWO = parse_topology(TOPOLOGY, "policies.yaml")
-HOSTS = {4: ("172.31.0.10", "203.0.113.7"), 6: ("fd00:31::10", "2001:db8::7")}
 PROBED = (("TCP", 80), ("UDP", 53), ("TCP", 81), ("SCTP", 80), ("UDP", 4789))
-ECHO = {4: (8, 0), 6: (128, 0)}
-
-
-def flows(cluster: Cluster, family: int) -> list[Flow]:
-    index = 0 if family == 4 else 1
-    places = [End("pod", pod.key, pod.addresses[index]) for pod in cluster.pods]
-    places += [End("node", node.name, node.addresses[index]) for node in cluster.nodes]
-    places += [End("external", address, address) for address in HOSTS[family]]
-    icmp = "ICMP" if family == 4 else "ICMPv6"
-    return [
-        flow
-        for one in places
-        for other in places
-        if "pod" in (one.kind, other.kind) and one != other
-        for flow in (
-            *(Flow(one, other, protocol, port) for protocol, port in PROBED),
-            Flow(one, other, icmp, icmp=ECHO[family]),
-        )
-    ]
 
 
 def read(readers: Mapping[str, Reader | NftReader], cluster: Cluster, flow: Flow) -> bool:
@@ -81,7 +59,7 @@ def judged_alike(cluster: Cluster, compiled: Compiled, enforcer: Enforcer) -> No
     for family in (4, 6):
         reader = NftReader if any(isinstance(item, NftRules) for item in objects) else Reader
         readers = {node.name: reader(objects, node.ns, family) for node in cluster.nodes}
-        for flow in flows(cluster, family):
+        for flow in flows(cluster, family, PROBED):
             expected = evaluate(compiled, flow).allowed
             deviation = enforcer.deviates(compiled, flow, allowed=expected)
             assert read(readers, cluster, flow) == (expected if deviation is None else not expected), flow
@@ -95,25 +73,22 @@ def judged_alike(cluster: Cluster, compiled: Compiled, enforcer: Enforcer) -> No
 def test_the_rules_of_every_step_are_what_the_specification_and_felix_say(
     mode: PolicyMode, data: st.DataObject
 ) -> None:
-    steps(load_style("calico"), mode, data)
+    judged_step_by_step(load_style("calico"), mode, data)
 
 
 @pytest.mark.parametrize("mode", ["spec", "faithful"])
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_and_so_are_those_of_nftables(mode: PolicyMode, data: st.DataObject) -> None:
-    steps(load_style("calico+nftables"), mode, data)
+    judged_step_by_step(load_style("calico+nftables"), mode, data)
 
 
-def steps(style: Style, mode: PolicyMode, data: st.DataObject) -> None:
-    world = data.draw(worlds(spaces=2, each=2, policies_max=5))
-    ipam, enforcer = style.ipam(TWO), style.enforcer(mode)
+def judged_step_by_step(style: Style, mode: PolicyMode, data: st.DataObject) -> None:
+    enforcer = style.enforcer(mode)
     assert enforcer is not None
-    cluster: Cluster | None = None
     before: Enforcement | None = None
     parts: dict[str, tuple[AnyObject, ...]] = {}
-    for _ in range(3):
-        cluster = assemble(TWO, validate(list(world.objects)).objects, ipam, cluster)
+    for _, cluster in steps(data, worlds(spaces=2, each=2, policies_max=5), style, 3):
         before = enforce(enforcer, cluster, before)
         judged_alike(cluster, before.compiled, enforcer)
         anew = style.enforcer(mode)
@@ -123,4 +98,3 @@ def steps(style: Style, mode: PolicyMode, data: st.DataObject) -> None:
                 parts[node.name] = tuple(before.node(cluster, node))
             fresh = tuple(enforce(anew, cluster).node(cluster, node))
             assert {item.key: item for item in parts[node.name]} == {item.key: item for item in fresh}
-        world = data.draw(changed(world))

@@ -6,43 +6,21 @@ from __future__ import annotations
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from emulator.cluster.assemble import assemble
-from emulator.cluster.manifests import validate
 from emulator.cluster.model import Cluster
-from emulator.cluster.topology import parse_topology
 from emulator.cni.styles import load_style
 from emulator.plan.model import AnyObject, File, IpSet
 from emulator.policy.compile import compile_policies
 from emulator.policy.compiled import Compiled
 from emulator.policy.evaluate import evaluate
-from emulator.policy.flow import End, Flow
+from emulator.policy.flow import Flow
 from emulator.policy.kindnet import KindnetPolicies, load
 from emulator.policy.kindnet_judge import PROTOCOLS, Packet, judge, read_configuration
-from tests.policy.worlds import TOPOLOGY, changed, worlds
+from tests.policy.flows import flows
+from tests.policy.stepping import steps
+from tests.policy.worlds import worlds
 
-TWO = parse_topology(TOPOLOGY, "policies.yaml")
 STYLE = load_style("kindnet")
-HOSTS = {4: ("172.31.0.10", "203.0.113.7"), 6: ("fd00:31::10", "2001:db8::7")}
 PROBED = (("TCP", 80), ("UDP", 53), ("TCP", 81), ("SCTP", 9999))
-ECHO = {4: (8, 0), 6: (128, 0)}
-
-
-def flows(cluster: Cluster, family: int) -> list[Flow]:
-    index = 0 if family == 4 else 1
-    places = [End("pod", pod.key, pod.addresses[index]) for pod in cluster.pods]
-    places += [End("node", node.name, node.addresses[index]) for node in cluster.nodes]
-    places += [End("external", address, address) for address in HOSTS[family]]
-    pairs = [
-        (one, other)
-        for one in places
-        for other in places
-        if "pod" in (one.kind, other.kind) and (one.kind, one.name) != (other.kind, other.name)
-    ]
-    icmp = "ICMP" if family == 4 else "ICMPv6"
-    return [
-        *(Flow(one, other, protocol, port) for one, other in pairs for protocol, port in PROBED),
-        *(Flow(one, other, icmp, icmp=ECHO[family]) for one, other in pairs),
-    ]
 
 
 def passes(planned: dict[str, list[AnyObject]], cluster: Cluster, flow: Flow, mode: str) -> bool:
@@ -70,7 +48,7 @@ def passes(planned: dict[str, list[AnyObject]], cluster: Cluster, flow: Flow, mo
 def judged_alike(cluster: Cluster, compiled: Compiled, enforcer: KindnetPolicies) -> None:
     planned = {node.name: list(enforcer.node(cluster, compiled, node)) for node in cluster.nodes}
     for family in (4, 6):
-        for flow in flows(cluster, family):
+        for flow in flows(cluster, family, PROBED):
             expected = evaluate(compiled, flow).allowed
             done = passes(planned, cluster, flow, enforcer.mode)
             if enforcer.mode == "spec":
@@ -82,17 +60,12 @@ def judged_alike(cluster: Cluster, compiled: Compiled, enforcer: KindnetPolicies
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_the_agents_of_every_step_judge_as_the_specification_and_as_is_foretold(data: st.DataObject) -> None:
-    world = data.draw(worlds(spaces=2, each=2, policies_max=5))
-    ipam = STYLE.ipam(TWO)
     enforcers = load("spec", "iptables"), load("faithful", "iptables")
-    cluster: Cluster | None = None
     compiled: Compiled | None = None
-    for _ in range(2):
-        cluster = assemble(TWO, validate(list(world.objects)).objects, ipam, cluster)
+    for _, cluster in steps(data, worlds(spaces=2, each=2, policies_max=5), STYLE, 2):
         compiled = compile_policies(cluster, compiled)
         for enforcer in enforcers:
             judged_alike(cluster, compiled, enforcer)
             for node in cluster.nodes:
                 anew = list(load(enforcer.mode, "iptables").node(cluster, compiled, node))
                 assert list(enforcer.node(cluster, compiled, node)) == anew
-        world = data.draw(changed(world))

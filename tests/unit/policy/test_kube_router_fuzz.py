@@ -8,49 +8,24 @@ from collections.abc import Sequence
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from emulator.cluster.assemble import assemble
-from emulator.cluster.manifests import validate
 from emulator.cluster.model import Cluster
-from emulator.cluster.topology import parse_topology
 from emulator.cni.styles import load_style
 from emulator.plan.model import AnyObject
 from emulator.policy.compile import compile_policies
 from emulator.policy.compiled import Compiled
 from emulator.policy.evaluate import evaluate
-from emulator.policy.flow import End, Flow
+from emulator.policy.flow import Flow
 from emulator.policy.kube_router import KubeRouterPolicies, load
 from emulator.policy.kube_router_policy import QUIRKS
 from emulator.policy.kube_router_verdict import Judge
+from tests.policy.flows import HOSTS, flows
 from tests.policy.reading import Packet, Reader
-from tests.policy.worlds import TOPOLOGY, changed, worlds
+from tests.policy.stepping import steps
+from tests.policy.worlds import worlds
 
-TWO = parse_topology(TOPOLOGY, "policies.yaml")
 STYLE = load_style("kube-router")
-HOSTS = {4: ("172.31.0.10", "203.0.113.7"), 6: ("fd00:31::10", "fc00::7", "2001:db8::7")}
+OUTSIDE = {4: HOSTS[4], 6: (*HOSTS[6], "fc00::7")}
 PROBED = (("TCP", 80), ("UDP", 53), ("TCP", 81), ("TCP", 30080))
-ECHO = {4: (8, 0), 6: (128, 0)}
-
-
-def ends(cluster: Cluster, family: int) -> list[End]:
-    index = 0 if family == 4 else 1
-    found = [End("pod", pod.key, pod.addresses[index]) for pod in cluster.pods]
-    found += [End("node", node.name, node.addresses[index]) for node in cluster.nodes]
-    return found + [End("external", address, address) for address in HOSTS[family]]
-
-
-def flows(cluster: Cluster, family: int) -> list[Flow]:
-    places = ends(cluster, family)
-    pairs = [
-        (one, other)
-        for one in places
-        for other in places
-        if "pod" in (one.kind, other.kind) and (one.kind, one.name) != (other.kind, other.name)
-    ]
-    icmp = "ICMP" if family == 4 else "ICMPv6"
-    return [
-        *(Flow(one, other, protocol, port) for one, other in pairs for protocol, port in PROBED),
-        *(Flow(one, other, icmp, icmp=ECHO[family]) for one, other in pairs),
-    ]
 
 
 def read(readers: dict[str, Reader], cluster: Cluster, flow: Flow) -> bool:
@@ -87,7 +62,7 @@ def judged_alike(cluster: Cluster, compiled: Compiled, enforcer: KubeRouterPolic
     judge = Judge(compiled)
     for family in (4, 6):
         readers = {node.name: Reader(objects, node.ns, family) for node in cluster.nodes}
-        for flow in flows(cluster, family):
+        for flow in flows(cluster, family, PROBED, OUTSIDE):
             expected = evaluate(compiled, flow).allowed
             foretold = judge.passes(flow, QUIRKS) if enforcer.mode == "faithful" else expected
             assert read(readers, cluster, flow) == foretold, flow
@@ -100,13 +75,9 @@ def judged_alike(cluster: Cluster, compiled: Compiled, enforcer: KubeRouterPolic
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_the_rules_of_every_step_are_what_the_specification_and_the_real_project_say(data: st.DataObject) -> None:
-    world = data.draw(worlds(spaces=2, each=2, policies_max=5))
-    ipam = STYLE.ipam(TWO)
     enforcers = load("spec"), load("faithful")
-    cluster: Cluster | None = None
     compiled: Compiled | None = None
-    for _ in range(2):
-        cluster = assemble(TWO, validate(list(world.objects)).objects, ipam, cluster)
+    for _, cluster in steps(data, worlds(spaces=2, each=2, policies_max=5), STYLE, 2):
         compiled = compile_policies(cluster, compiled)
         for enforcer in enforcers:
             judged_alike(cluster, compiled, enforcer)
@@ -115,4 +86,3 @@ def test_the_rules_of_every_step_are_what_the_specification_and_the_real_project
                 assert list(enforcer.node(cluster, compiled, node)) == anew
             told = list(enforcer.deviations(cluster, compiled))
             assert told == list(load(enforcer.mode).deviations(cluster, compiled))
-        world = data.draw(changed(world))

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from emulator.cluster.assemble import assemble
 from emulator.cluster.manifests import validate
 from emulator.cluster.model import Cluster
-from emulator.cluster.topology import parse_topology
 from emulator.cni.styles import load_style
 from emulator.plan.model import AnyObject, IpSet
 from emulator.policy.compile import compile_policies
@@ -22,9 +21,9 @@ from emulator.policy.flow import End, Flow
 from emulator.policy.weave import BRIDGE, BRIDGE_PORT, WeavePolicies, load
 from emulator.policy.weave_names import SYMBOLS, set_name
 from tests.policy.reading import Packet, Reader
-from tests.policy.worlds import TOPOLOGY, changed, namespace, pod, worlds
+from tests.policy.stepping import TWO, steps
+from tests.policy.worlds import namespace, pod, worlds
 
-TWO = parse_topology(TOPOLOGY, "policies.yaml")
 STYLE = load_style("flannel")
 HOSTS = ("172.31.0.10", "203.0.113.7")
 PROBED = (("TCP", 80), ("UDP", 53), ("TCP", 81), ("SCTP", 80))
@@ -82,17 +81,12 @@ def check(cluster: Cluster, compiled: Compiled, enforcer: WeavePolicies) -> None
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_the_rules_of_every_step_are_what_the_specification_says(data: st.DataObject) -> None:
-    world = data.draw(worlds(spaces=2, each=2, policies_max=5))
-    ipam = STYLE.ipam(TWO)
     enforcers = load("spec"), load("faithful")
-    cluster: Cluster | None = None
     compiled: Compiled | None = None
-    for _ in range(2):
-        cluster = assemble(TWO, validate(list(world.objects)).objects, ipam, cluster)
+    for _, cluster in steps(data, worlds(spaces=2, each=2, policies_max=5), STYLE, 2):
         compiled = compile_policies(cluster, compiled)
         for enforcer in enforcers:
             check(cluster, compiled, enforcer)
-        world = data.draw(changed(world))
 
 
 @pytest.mark.parametrize("key", ["default:", "ingress-default-allow:default", ":app=web", "kube-system:"])
