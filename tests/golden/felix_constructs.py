@@ -29,6 +29,7 @@ from emulator.policy.model import (
     Rule,
     ServiceRef,
 )
+from tests.policy.worlds import policy as network_policy
 
 TOPOLOGY = """
 name: two
@@ -58,12 +59,7 @@ def pod(name: str, node: str, where: str = "shop", ports: tuple[Object, ...] = (
 
 
 def policy(name: str, where: str = "shop", **spec: Any) -> Object:
-    return {
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "NetworkPolicy",
-        "metadata": {"name": name, "namespace": where},
-        "spec": {"podSelector": {}, **spec},
-    }
+    return network_policy(where, name, **spec)
 
 
 SITE: tuple[Object, ...] = (

@@ -13,7 +13,7 @@ from emulator.cni.styles import load_style
 from emulator.plan.model import AnyObject
 from emulator.policy.compile import compile_policies
 from emulator.policy.enforcer import Enforcer
-from tests.policy.worlds import TOPOLOGY, namespace, pod
+from tests.policy.worlds import TOPOLOGY, namespace, pod, policy
 
 TWO = parse_topology(TOPOLOGY, "policies.yaml")
 NAMED = ("web", "", "", "dns", "")
@@ -86,13 +86,11 @@ CONSTRUCTS: dict[str, dict[str, Any]] = {
 @cache
 def cluster_of(construct: str) -> Cluster:
     """The cluster with the policy ``x/p`` of that construct."""
-    policy = {
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "NetworkPolicy",
-        "metadata": {"name": "p", "namespace": "x"},
-        "spec": CONSTRUCTS[construct],
-    }
-    return assemble(TWO, validate([*OBJECTS, policy]).objects, load_style("kube-router").ipam(TWO))
+    return assemble(
+        TWO,
+        validate([*OBJECTS, policy("x", "p", **CONSTRUCTS[construct])]).objects,
+        load_style("kube-router").ipam(TWO),
+    )
 
 
 def on_n1(enforcer: Enforcer, construct: str) -> list[AnyObject]:

@@ -16,13 +16,13 @@ from emulator import Lab
 from emulator.errors import ManifestError, NotFound, UserError
 from emulator.kernel import registry
 from emulator.lab.records import ProbeRequest
+from tests.kernel.waiting import eventually
 
 pytestmark = pytest.mark.requires("netns", "veth", "vxlan", "ip", "mnexec")
 
 STYLES = ["flannel", pytest.param("calico", marks=pytest.mark.requires("bird"))]
 PODS = ["n1-p1", "n1-p2", "n1-p3", "n2-p1", "n2-p2", "n2-p3", "n3-p1", "n3-p2", "n3-p3"]
 PATIENT = 4.0  # seconds for a probe that must be answered: a lost SYN is sent again after 1 and 3
-PATIENCE = 20.0  # seconds for BGP to come back: a session takes up to 5
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -59,14 +59,6 @@ def pod(name: str, command: list[str] | None = None, **spec: Any) -> dict[str, A
     if command:
         container["command"] = command
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": {"containers": [container], **spec}}
-
-
-def eventually(wanted: Any, patience: float = PATIENCE) -> Any:
-    """What ``wanted`` returns, as soon as it is true, and what it returned last after that time."""
-    deadline = time.monotonic() + patience
-    while not (found := wanted()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return found
 
 
 def pod_object(lab: Lab, name: str) -> dict[str, Any]:
@@ -287,7 +279,7 @@ def test_command_that_the_host_has_runs_for_real_in_the_pods_namespaces(lab: Lab
     applied(pod("real", ["sh", "-c", script]))
     assert pod_object(lab, "real")["metadata"]["annotations"]["cnilab.dev/served-by"] == "sh"
     address = pod_object(lab, "real")["status"]["podIP"]
-    assert eventually(lambda: lab.probe("n2-p1", "real", 8080).result.verdict == "delivered")
+    eventually(lambda: lab.probe("n2-p1", "real", 8080).result.verdict == "delivered")
     (log,) = lab.logs("real").values()
     assert log.splitlines()[0] == "real"
     assert f"inet {address}/" in log
@@ -299,7 +291,7 @@ def test_command_that_the_host_has_runs_for_real_in_the_pods_namespaces(lab: Lab
 
 def test_process_of_a_deleted_pod_is_gone(lab: Lab) -> None:
     lab.apply(pod("doomed", ["sh", "-c", "trap '' TERM; sleep 1234 & while :; do sleep 0.1; done"]))
-    assert eventually(lambda: "sleep 1234" in lab.run("n1", "ps", "-eo", "args").stdout)
+    eventually(lambda: "sleep 1234" in lab.run("n1", "ps", "-eo", "args").stdout)
     lab.delete("pod", "doomed")
     assert "sleep 1234" not in lab.run("n1", "ps", "-eo", "args").stdout
     assert "default/doomed" not in {item["place"] for item in lab.status().processes}
@@ -331,7 +323,7 @@ def test_restart_policy_is_followed(lab: Lab, applied: Any, policy: str, status:
 
 def test_chatty_command_keeps_only_the_end_of_its_log(lab: Lab, applied: Any) -> None:
     applied(pod("chatty", ["sh", "-c", "yes 0123456789 | head -c 3000000; echo END; sleep 100"]))
-    assert eventually(lambda: lab.logs("chatty")["default/chatty/c"].endswith("END\n"))
+    eventually(lambda: lab.logs("chatty")["default/chatty/c"].endswith("END\n"))
     assert len(lab.logs("chatty")["default/chatty/c"]) <= 1024 * 1024
 
 
@@ -364,8 +356,8 @@ def test_cable_that_is_pulled_cuts_a_node_off_until_it_is_plugged_in(lab: Lab) -
     lab.delete("pod", "meanwhile")
     lab.fault("link-up", "n3")
     assert lab.status().faults == ()
-    assert eventually(lambda: lab.probe("n1-p1", "n3-p1", timeout=0.2).reached)
-    assert eventually(lambda: lab.verify() == [])
+    eventually(lambda: lab.probe("n1-p1", "n3-p1", timeout=0.2).reached)
+    eventually(lambda: lab.verify() == [])
 
 
 def test_crashed_node_is_not_ready_and_returns_whole(lab: Lab) -> None:
@@ -382,7 +374,7 @@ def test_crashed_node_is_not_ready_and_returns_whole(lab: Lab) -> None:
     lab.apply(pod("meanwhile", nodeName="n3"), pod("elsewhere", nodeName="n1"))
     assert lab.verify() == []
     lab.fault("node-return", "n3")
-    assert eventually(lambda: lab.verify() == [])  # with calico: once BGP has brought the routes back
+    eventually(lambda: lab.verify() == [])  # with calico: once BGP has brought the routes back
     for target in ("n3-p1", "meanwhile"):
         assert lab.probe("n1-p1", target, timeout=PATIENT).reached
     lab.delete("pod", "meanwhile")
@@ -423,7 +415,7 @@ def test_lab_in_a_with_block_ends_with_its_process(base: Path) -> None:
     assert "orphan" in {record.name for record in registry.labs()}
     process.kill()
     process.wait()
-    assert eventually(lambda: "orphan" not in {record.name for record in registry.labs()}, 5)
+    eventually(lambda: "orphan" not in {record.name for record in registry.labs()}, 5)
     process.stdin.close()
     process.stdout.close()
 

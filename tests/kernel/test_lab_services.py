@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,9 @@ import pytest
 from emulator import Lab
 from emulator.errors import ManifestError, NotFound, UserError
 from emulator.kernel import registry
+from tests.kernel.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.requires("netns", "veth", "vxlan", "ip", "mnexec")
-
-PATIENCE = 20.0  # seconds for what takes one or two
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -63,13 +62,6 @@ def pods(lab: Lab) -> dict[str, str]:
     """The image of each pod of the workload."""
     found = lab.get("pods", selector="app=web")
     return {pod["metadata"]["name"]: pod["spec"]["containers"][0]["image"] for pod in found}
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "it never came to that"
-        time.sleep(0.05)
 
 
 def test_the_first_service_brings_the_clusters_own(lab: Lab) -> None:

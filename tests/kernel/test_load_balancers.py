@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ import pytest
 from emulator import Lab
 from emulator.kernel import registry
 from emulator.lab.records import ProbeRequest
+from tests.kernel.balanced import TOPOLOGIES, pod
+from tests.kernel.waiting import eventually
 
 pytestmark = pytest.mark.requires("netns", "veth", "vxlan", "ip", "mnexec")
 
-PATIENCE = 20.0  # seconds for what takes one or two
-TOPOLOGIES = Path(__file__).resolve().parents[2] / "scenarios" / "services" / "topologies"
 DUAL_STACK = """
 name: metallb-dual-stack
 podCIDRs: [10.244.0.0/16, "fd00:10:244::/56"]
@@ -60,21 +60,8 @@ def service(name: str = "web", **spec: Any) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": body}
 
 
-def pod(name: str, node: str) -> dict[str, Any]:
-    ports = [{"containerPort": 8080}, {"containerPort": 8080, "protocol": "UDP"}]
-    spec = {"nodeName": node, "containers": [{"name": "c", "image": "web", "ports": ports}]}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": "web"}}, "spec": spec}
-
-
 def lab(name: str, style: str) -> Lab:
     return Lab(str(TOPOLOGIES / f"{name}.yaml"), style)
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "it never came to that"
-        time.sleep(0.05)
 
 
 def mac(running: Lab, node: str) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,14 +11,13 @@ import pytest
 from emulator import Lab
 from emulator.capture.decode import decode
 from emulator.cluster.nlb import PREFIX
-from emulator.kernel import registry
+from tests.kernel.balanced import lab_with_quick_checks, pod
+from tests.kernel.waiting import eventually
 
 pytestmark = pytest.mark.requires(
     "netns", "veth", "ip", "mnexec", "nft-program", "nft-nat", "iptables", "ipset", "ipset-program", "ttl-target"
 )
 
-PATIENCE = 20.0  # s for what takes one
-TOPOLOGY = Path(__file__).resolve().parents[2] / "scenarios" / "services" / "topologies" / "nlb.yaml"
 USUAL, HURRY = "{interval: 1, timeout: 1,", "{interval: 0.25, timeout: 0.25,"
 ZONE_A, ZONE_B = "10.0.31.254", "10.0.47.254"  # of zonal; crossed has those before
 CROSSED_A = "10.0.31.253"
@@ -29,14 +27,7 @@ NODE_PORT = 30080
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """n1 alone is in zone a; n2 and n3 are in zone b. A pod on n1 and one on n3."""
-    patch = pytest.MonkeyPatch()
-    base = tmp_path_factory.mktemp("labs")
-    patch.setenv(registry.BASE_VARIABLE, str(base))
-    text = TOPOLOGY.read_text()
-    assert USUAL in text
-    path = base / "nlb.yaml"
-    path.write_text(text.replace(USUAL, HURRY))
-    with Lab(str(path), "aws-vpc") as lab:
+    with lab_with_quick_checks("nlb", "aws-vpc", USUAL, HURRY, tmp_path_factory.mktemp("labs")) as lab:
         lab.apply(
             pod("p", "n1"),
             pod("q", "n3"),
@@ -44,7 +35,6 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
             service("crossed", ("cross-zone-load-balancing-enabled", "true"), ("nlb-target-type", "ip")),
         )
         yield lab
-    patch.undo()
 
 
 def service(name: str, *annotations: tuple[str, str], **port: Any) -> dict[str, Any]:
@@ -52,18 +42,6 @@ def service(name: str, *annotations: tuple[str, str], **port: Any) -> dict[str, 
     body = {"type": "LoadBalancer", "selector": {"app": "web"}, "ports": ports}
     metadata = {"name": name, "annotations": {PREFIX + key: text for key, text in annotations}}
     return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": body}
-
-
-def pod(name: str, node: str) -> dict[str, Any]:
-    spec = {"nodeName": node, "containers": [{"name": "c", "image": "web", "ports": [{"containerPort": 8080}]}]}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": "web"}}, "spec": spec}
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "it never came to that"
-        time.sleep(0.05)
 
 
 def asked(lab: Lab, address: str, count: int = 6) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from ipaddress import ip_address
 from typing import Any
 
@@ -18,10 +19,12 @@ from emulator.policy.kindnet_rules import QUEUE, TABLE
 from emulator.policy.model import Family
 from emulator.scenario.policy_explain import explain_request
 from emulator.traffic.model import ProbeResult
+from tests.policy.worlds import policy as network_policy
 
 pytestmark = pytest.mark.requires(*load_style("kindnet").requires, *REQUIRED["iptables"])
 
 TCP, FAMILIES = 80, pytest.mark.parametrize("family", [4, 6])
+policy = partial(network_policy, "default", "p")
 
 
 @pytest.fixture(scope="module", params=["faithful", "spec"])
@@ -40,15 +43,6 @@ def lab(started: Lab) -> Iterator[Lab]:
 @pytest.fixture
 def faithful(lab: Lab) -> bool:
     return bool(lab.mode == "faithful")  # type: ignore[attr-defined]
-
-
-def policy(**spec: Any) -> dict[str, Any]:
-    return {
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "NetworkPolicy",
-        "metadata": {"name": "p", "namespace": "default"},
-        "spec": {"podSelector": {}, **spec},
-    }
 
 
 def pod(name: str, port: int, protocol: str, **labels: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import pytest
 from emulator import Lab
 from emulator.cni.styles import load_style
 from emulator.traffic.model import ProbeResult
+from tests.policy.worlds import policy
 
 pytestmark = pytest.mark.requires(*load_style("kube-router").requires)
 
@@ -38,14 +39,7 @@ def faithful(lab: Lab) -> bool:
 
 
 def put(lab: Lab, **spec: Any) -> None:
-    lab.apply(
-        {
-            "apiVersion": "networking.k8s.io/v1",
-            "kind": "NetworkPolicy",
-            "metadata": {"name": "p", "namespace": "default"},
-            "spec": {"podSelector": {}, **spec},
-        }
-    )
+    lab.apply(policy("default", "p", **spec))
 
 
 def probe(lab: Lab, source: str, target: str, family: int, port: int = TCP) -> ProbeResult:

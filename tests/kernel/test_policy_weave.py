@@ -13,6 +13,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -31,6 +32,7 @@ from emulator.plan.model import Address, AnyObject, Bridge, BridgePort, Namespac
 from emulator.policy.compile import compile_policies
 from emulator.policy.weave import BRIDGE, BRIDGE_PORT, load
 from tests.policy.worlds import TOPOLOGY, namespace, pod
+from tests.policy.worlds import policy as network_policy
 
 pytestmark = [
     pytest.mark.sandbox,
@@ -145,15 +147,7 @@ def dropped() -> tuple[int, int]:
     return counts[0], counts[1]
 
 
-def policy(**spec: Any) -> dict[str, Any]:
-    return {
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "NetworkPolicy",
-        "metadata": {"name": "p", "namespace": "x"},
-        "spec": {"podSelector": {}, **spec},
-    }
-
-
+policy = partial(network_policy, "x", "p")
 TEAM_Y = {"namespaceSelector": {"matchLabels": {"team": "y"}}}
 
 

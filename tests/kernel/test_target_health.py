@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from emulator import Lab
 from emulator.capture.decode import decode
-from emulator.kernel import registry
 from emulator.lab.records import ProbeRequest
+from tests.kernel.balanced import lab_with_quick_checks, pod
+from tests.kernel.waiting import eventually
 
 pytestmark = pytest.mark.requires("netns", "veth", "vxlan", "ip", "mnexec", "nft-program", "nft-nat")
 
-PATIENCE = 20.0  # s for what takes one
 INTERVAL, BAD = 0.25, 3  # s between checks, and failures in a row that it takes
-TOPOLOGY = Path(__file__).resolve().parents[2] / "scenarios" / "services" / "topologies" / "cloud.yaml"
 USUAL = "{interval: 1, timeout: 1, healthyThreshold: 2, unhealthyThreshold: 2}"
 HURRY = f"{{interval: {INTERVAL}, timeout: {INTERVAL}, healthyThreshold: 2, unhealthyThreshold: {BAD}}}"
 NODE_PORT, LOCAL_PORT, HEALTH_PORT = 30080, 30081, 30100
@@ -28,14 +26,7 @@ NODE_PORT, LOCAL_PORT, HEALTH_PORT = 30080, 30081, 30100
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """Three nodes behind the balancer. web may use all of them; local only n1 and n2, where its pods are."""
-    patch = pytest.MonkeyPatch()
-    base = tmp_path_factory.mktemp("labs")
-    patch.setenv(registry.BASE_VARIABLE, str(base))
-    text = TOPOLOGY.read_text()
-    assert USUAL in text
-    path = base / "cloud.yaml"
-    path.write_text(text.replace(USUAL, HURRY))
-    with Lab(str(path), "flannel") as lab:
+    with lab_with_quick_checks("cloud", "flannel", USUAL, HURRY, tmp_path_factory.mktemp("labs")) as lab:
         lab.apply(
             pod("p", "n1"),
             pod("q", "n2"),
@@ -48,25 +39,11 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
             ),
         )
         yield lab
-    patch.undo()
 
 
 def service(name: str, **spec: Any) -> dict[str, Any]:
     body = {"type": "LoadBalancer", "selector": {"app": "web"}, **spec}
     return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": body}
-
-
-def pod(name: str, node: str) -> dict[str, Any]:
-    ports = [{"containerPort": 8080}, {"containerPort": 8080, "protocol": "UDP"}]
-    spec = {"nodeName": node, "containers": [{"name": "c", "image": "web", "ports": ports}]}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": "web"}}, "spec": spec}
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "it never came to that"
-        time.sleep(0.02)
 
 
 def targets(lab: Lab, port: int) -> set[str]:

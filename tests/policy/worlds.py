@@ -157,6 +157,16 @@ def policies(draw: st.DrawFn, namespace: str, name: str) -> Object:
     }
 
 
+def policy(space: str, name: str, **spec: Any) -> Object:
+    """A NetworkPolicy, of all pods of the namespace unless its spec says otherwise."""
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": name, "namespace": space},
+        "spec": {"podSelector": {}, **spec},
+    }
+
+
 def namespace(name: str, given: dict[str, str]) -> Object:
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": given}}
 

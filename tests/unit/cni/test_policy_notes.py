@@ -10,15 +10,11 @@ from emulator.cni.policy_notes import PolicyNotes
 from emulator.cni.styles import load_style
 from emulator.policy.enforcement import enforce
 from emulator.policy.enforcer import PolicyMode
+from tests.policy.worlds import policy as network_policy
 
 
 def policy(name: str, **spec: Any) -> dict[str, Any]:
-    return {
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "NetworkPolicy",
-        "metadata": {"name": name, "namespace": "default"},
-        "spec": {"podSelector": {}, **spec},
-    }
+    return network_policy("default", name, **spec)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from emulator.policy.weave import BRIDGE, BRIDGE_PORT, WeavePolicies, load
 from emulator.policy.weave_names import SYMBOLS, set_name
 from tests.policy.reading import Packet, Reader
 from tests.policy.stepping import TWO, steps
-from tests.policy.worlds import namespace, pod, worlds
+from tests.policy.worlds import namespace, pod, policy, worlds
 
 STYLE = load_style("flannel")
 HOSTS = ("172.31.0.10", "203.0.113.7")
@@ -110,18 +110,12 @@ NAMED = ("web", "", "", "", "")
 
 
 def planned(mode: Any, **spec: Any) -> tuple[Cluster, Compiled, WeavePolicies]:
-    policy = {
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "NetworkPolicy",
-        "metadata": {"name": "p", "namespace": "x"},
-        "spec": {"podSelector": {}, **spec},
-    }
     objects = [
         namespace("x", {}),
         namespace("y", {"team": "y"}),
         pod("x", "a", "n1", {"app": "a"}, NAMED),
         pod("y", "c", "n2", {"app": "c"}, NAMED),
-        policy,
+        policy("x", "p", **spec),
     ]
     cluster = assemble(TWO, validate(objects).objects, STYLE.ipam(TWO))
     return cluster, compile_policies(cluster), load(mode)
