@@ -30,8 +30,9 @@ from emulator.cni.calico_bgp import borrowed_routes, check_reachable, node_bgp, 
 from emulator.cni.calico_ipam import CalicoIpam
 from emulator.cni.calico_node import cni_configuration, felix_title, judged_tables, pool_sets
 from emulator.cni.calico_pods import wire_pod, workload_endpoints
+from emulator.cni.calico_reading import read_settings
 from emulator.cni.calico_services import announcing
-from emulator.cni.calico_settings import Encapsulation, Settings, read_settings
+from emulator.cni.calico_settings import Encapsulation, Settings
 from emulator.cni.calico_tunnels import IPIP_DEVICE, VXLAN_DEVICE, is_borrowed, pod_mtu, route_to_block, tunnels
 from emulator.cni.felix import Tunnelling, iptables_tables
 from emulator.cni.felix_configuration import with_nftables

@@ -19,7 +19,8 @@ from typing import Any, NoReturn
 from emulator.cluster.ipam import BlockPool, Blocks
 from emulator.cluster.model import Node
 from emulator.cluster.validation import forbidden, invalid, parse_address
-from emulator.cni.calico_settings import Encapsulation, Pool, Settings, read_settings
+from emulator.cni.calico_reading import read_settings
+from emulator.cni.calico_settings import Encapsulation, Pool, Settings
 from emulator.errors import ManifestError, Problem
 from emulator.plan.model import Family
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from emulator.cluster.model import Cluster
 from emulator.cluster.validation import forbidden, invalid, unsupported
-from emulator.cni.calico_settings import GROUPS
+from emulator.cni.calico_reading import GROUPS
 from emulator.errors import ManifestError, Problem
 from emulator.proxy import config
 from emulator.proxy.model import ProxyMode, ProxySettings

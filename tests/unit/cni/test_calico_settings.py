@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from emulator.cluster.model import Node
-from emulator.cni.calico_settings import Encapsulation, Settings, read_settings
+from emulator.cni.calico_reading import read_settings
+from emulator.cni.calico_settings import Encapsulation, Settings
 from emulator.errors import ManifestError
 
 NODES = (
