@@ -20,27 +20,22 @@ takes. Where two Services claim the same address and port, the first by name has
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 from typing import NamedTuple
 
 import msgspec
 
 from emulator.cluster.collection import no_collection
 from emulator.cluster.model import Cluster, Node
-from emulator.cluster.services import EndpointSlice, Service, ServicePort
+from emulator.cluster.services import EndpointSlice, Service
 from emulator.errors import UserError
 from emulator.plan.addressing import contains, of_family
 from emulator.plan.model import AnyObject, Family, NftChain, NftElement, NftPart, NftRules, NftSet
-from emulator.plan.nftables import LONGEST_COMMENT
 from emulator.proxy.endpoints import (
-    Choice,
-    Target,
     changed_keys,
     choose,
     cluster_ip,
-    externally_accessible,
     proxied,
     same_everywhere,
     services_of,
@@ -49,14 +44,12 @@ from emulator.proxy.endpoints import (
     targets,
 )
 from emulator.proxy.model import ProxySettings
-from emulator.proxy.names import endpoint_name, port_name, service_name
+from emulator.proxy.nftables_service import balancer_addresses, check, service_part
 from emulator.proxy.nodeport_addresses import EVERYWHERE, PRIMARY, interface_addresses, nodeport_addresses
 
 KUBE_PROXY = "kube-proxy"
 TABLE = "kube-proxy"
 MARK = "0x4000"  # masqueradeBit 14
-NO_ENDPOINTS = "goto reject-chain"
-NO_LOCAL_ENDPOINTS = "drop"
 
 # name, hook; in the order of a packet's way
 _HOOKS = (
@@ -81,8 +74,6 @@ _HOOKS = (
     ),
     ("nat-postrouting", "type nat hook postrouting priority 100", ("masquerading",)),
 )
-
-_NAME = re.compile(r"[A-Za-z0-9.-]*")  # whatever RFC 1123 and 1035 allow; an unnamed port has an empty name
 
 
 def load(settings: ProxySettings) -> NftablesProxy:
@@ -205,7 +196,7 @@ class _Made:
     """A Service's candidates, and the parts made of them: one, or one for each node if they differ."""
 
     def __init__(self, service: Service, slices: Sequence[EndpointSlice], family: Family) -> None:
-        _check(service, slices)
+        check(service, slices)
         self._service = service
         self._slices = tuple(slices)
         self._family = family
@@ -231,13 +222,13 @@ class _Made:
                 (port, choose(offered, self._service, port, self._family, node.name, node.labels))
                 for port, offered in self._candidates
             ]
-            self._parts[variant] = _service_part(self._service, self._family, ports, settings, self._sources(from_node))
+            self._parts[variant] = service_part(self._service, self._family, ports, settings, self._sources(from_node))
         return self._parts[variant]
 
     def _sources(self, from_node: bool) -> tuple[str, ...]:
         """loadBalancerSourceRanges; where the node is in them also the balancer's own addresses, which a node that has
         them on an interface uses as its source."""
-        return (*self._ranges, *(_balancer_addresses(self._service, self._family) if from_node else ()))
+        return (*self._ranges, *(balancer_addresses(self._service, self._family) if from_node else ()))
 
 
 # -- what all Services share ------------------------------------------------------------------------------------
@@ -305,160 +296,7 @@ def _frame(settings: ProxySettings, cluster: Cluster, node: Node, family: Family
     return NftPart(tuple(sets), chains, elements)
 
 
-# -- one Service --------------------------------------------------------------------------------------------------
-
-
-def _service_part(
-    service: Service,
-    family: Family,
-    ports: Sequence[tuple[ServicePort, Choice]],
-    settings: ProxySettings,
-    sources: tuple[str, ...],
-) -> NftPart:
-    sets: list[NftSet] = []
-    chains: list[NftChain] = []
-    elements = {("cluster-ips", ip := cluster_ip(service, family)): NftElement("cluster-ips", ip)}
-    for port, choice in ports:
-        writer = _Port(service, port, choice, family, settings)
-        chains += writer.chains(sources)
-        sets += writer.affinity_sets()
-        for item in writer.elements(bool(sources)):
-            elements.setdefault((item.of, item.key), item)
-    return NftPart(tuple(sets), tuple(chains), tuple(elements.values()))
-
-
-class _Port:
-    """What one Service port puts into the table of one node."""
-
-    def __init__(
-        self, service: Service, port: ServicePort, choice: Choice, family: Family, settings: ProxySettings
-    ) -> None:
-        self.service = service
-        self.port = port
-        self.choice = choice
-        self.settings = settings
-        self.family = family
-        self.ip = "ip" if family == 4 else "ip6"
-        self.protocol = port.protocol.lower()
-        self.cluster_ip = cluster_ip(service, family)
-        self.external = (
-            *(each for each in service.external_ips if (":" in each) == (family == 6)),
-            *_balancer_addresses(service, family),
-        )
-        self.has_internal = bool(choice.internal(service))
-        self.has_external = bool(choice.external(service))
-        self.uses_external = choice.anywhere and externally_accessible(service, port, family)
-        self.base = service_name(service.key, self.protocol, port.name)
-        self.names = {
-            (target.address, target.port): endpoint_name(
-                service.key, self.protocol, port.name, target.address, target.port
-            )
-            for target in choice.reachable
-        }
-
-    def _name(self, target: Target) -> str:
-        return self.names[target.address, target.port]
-
-    def elements(self, firewalled: bool) -> Iterator[NftElement]:
-        """Where the maps lead to."""
-        comment = port_name(self.service.key, self.port.name)[:LONGEST_COMMENT]
-        key = f". {self.protocol} . {self.port.port}"
-        local = self.service.internal_policy == "Local"
-        verdict = NO_LOCAL_ENDPOINTS if self.choice.anywhere else NO_ENDPOINTS
-        if self.has_internal:
-            yield NftElement(
-                "service-ips", f"{self.cluster_ip} {key}", f"goto {'local' if local else 'service'}-{self.base}"
-            )
-        else:
-            yield NftElement("no-endpoint-services", f"{self.cluster_ip} {key}", verdict, comment)
-        for address in self.external:
-            if self.choice.anywhere:
-                yield NftElement("service-ips", f"{address} {key}", f"goto external-{self.base}")
-            if not self.has_external:
-                yield NftElement("no-endpoint-services", f"{address} {key}", verdict, comment)
-        if firewalled:
-            for address in _balancer_addresses(self.service, self.family):
-                yield NftElement("firewall-ips", f"{address} {key}", f"goto firewall-{self.base}")
-        if self.port.node_port:
-            node_key = f"{self.protocol} . {self.port.node_port}"
-            if self.choice.anywhere:
-                yield NftElement("service-nodeports", node_key, f"goto external-{self.base}")
-            if not self.has_external:
-                yield NftElement("no-endpoint-nodeports", node_key, verdict, comment)
-
-    def chains(self, sources: tuple[str, ...]) -> Iterator[NftChain]:
-        """The chains that the maps lead to, those that are jumped to first."""
-        for target in self.choice.reachable:
-            yield NftChain(f"endpoint-{self._name(target)}", tuple(self._endpoint(target)))
-        local = self.service.internal_policy == "Local"
-        for prefix, chosen, internal in (
-            ("service", self.choice.cluster, not local),
-            ("local", self.choice.local, local),
-        ):
-            if chosen:
-                rules = (*self._masquerade_others(internal), *self._balance(chosen))
-                yield NftChain(f"{prefix}-{self.base}", rules)
-        if self.uses_external:
-            yield NftChain(f"external-{self.base}", tuple(self._from_outside()))
-        if sources and _balancer_addresses(self.service, self.family):
-            yield NftChain(f"firewall-{self.base}", (f"{self.ip} saddr != {{ {', '.join(sources)} }} drop",))
-
-    def affinity_sets(self) -> Iterator[NftSet]:
-        """For each endpoint the clients that it has, for as long as they stay."""
-        if self.service.affinity:
-            kind = "ipv4_addr" if self.family == 4 else "ipv6_addr"
-            for target in self.choice.reachable:
-                yield NftSet(
-                    f"affinity-{self._name(target)}",
-                    kind,
-                    flags=("dynamic", "timeout"),
-                    timeout=self.service.affinity,
-                )
-
-    def _endpoint(self, target: Target) -> Iterator[str]:
-        yield f"{self.ip} saddr {target.address} jump mark-for-masquerade"  # its answer must come back this way
-        if self.service.affinity:
-            yield f"update @affinity-{self._name(target)} {{ {self.ip} saddr }}"
-        yield f"meta l4proto {self.protocol} dnat to {target.text}"
-
-    def _masquerade_others(self, internal: bool) -> Iterator[str]:
-        """Traffic to the cluster IP from elsewhere: the way back must lead through this node."""
-        if not internal:
-            return
-        pods = of_family(self.settings.pod_cidrs, self.family)
-        if self.settings.masquerade_all:
-            yield f"{self.ip} daddr {self.cluster_ip} jump mark-for-masquerade"
-        elif pods:
-            yield f"{self.ip} daddr {self.cluster_ip} {self.ip} saddr != {pods} jump mark-for-masquerade"
-
-    def _balance(self, chosen: Sequence[Target]) -> Iterator[str]:
-        names = [self._name(target) for target in chosen]
-        if self.service.affinity:
-            for name in names:
-                yield f"{self.ip} saddr @affinity-{name} goto endpoint-{name}"
-        verdicts = ", ".join(f"{number} : goto endpoint-{name}" for number, name in enumerate(names))
-        yield f"numgen random mod {len(names)} vmap {{ {verdicts} }}"
-
-    def _from_outside(self) -> Iterator[str]:
-        local = self.service.external_policy == "Local"
-        if not local:
-            yield "jump mark-for-masquerade"
-        else:
-            pods = of_family(self.settings.pod_cidrs, self.family)
-            if pods and self.choice.cluster:
-                yield f'{self.ip} saddr {pods} goto service-{self.base} comment "short-circuit pod traffic"'
-            yield 'fib saddr type local jump mark-for-masquerade comment "masquerade local traffic"'
-            if self.choice.cluster:
-                yield f'fib saddr type local goto service-{self.base} comment "short-circuit local traffic"'
-        if self.has_external:
-            yield f"goto {'local' if local else 'service'}-{self.base}"
-
-
-def _balancer_addresses(service: Service, family: Family) -> tuple[str, ...]:
-    """Load balancer addresses that kube-proxy short-cuts: not those of ``ipMode: Proxy``."""
-    return tuple(
-        each.address for each in service.load_balancer if not each.proxy and (":" in each.address) == (family == 6)
-    )
+# -- between Services ---------------------------------------------------------------------------------------------
 
 
 def _unclashed(parts: dict[str, NftPart]) -> dict[str, NftPart]:
@@ -476,29 +314,6 @@ def _unclashed(parts: dict[str, NftPart]) -> dict[str, NftPart]:
             kept = tuple(item for item in part.elements if taken[item.of, item.key] == subject)
             result[subject] = msgspec.structs.replace(part, elements=kept)
     return result
-
-
-def _check(service: Service, slices: Sequence[EndpointSlice]) -> None:
-    """Names are names and addresses are addresses: text from a manifest must not become a rule. Raises UserError."""
-    for name in (service.namespace, service.name, *(port.name for port in service.ports)):
-        if not _NAME.fullmatch(name):
-            raise UserError(f"Service {service.key}: {name!r} is no name of Kubernetes'")
-    addresses = [
-        *service.cluster_ips,
-        *service.external_ips,
-        *(each.address for each in service.load_balancer if each.address),
-        *(endpoint.address for each in slices for endpoint in each.endpoints),
-    ]
-    for address in addresses:
-        try:
-            ip_address(address)
-        except ValueError as error:
-            raise UserError(f"Service {service.key}: {address!r} is no IP address") from error
-    for cidr in service.source_ranges:
-        try:
-            ip_network(cidr.strip(), strict=False)
-        except ValueError as error:
-            raise UserError(f"Service {service.key}: {cidr!r} is no CIDR") from error
 
 
 def _overlap(one: str, other: str) -> bool:
