@@ -13,13 +13,13 @@ between nodes nothing is translated. What leaves the VPC gets the node's address
 The fabric is ``emulator.cni.vpc_fabric`` (what becomes of the topology) and ``emulator.cni.vpc_router``; addresses come
 from ``emulator.cluster.eni_ipam``.
 
-Sources: aws/amazon-vpc-cni-k8s cmd/routed-eni-cni-plugin/driver/driver.go (pods), pkg/networkutils/network.go
-and iptables_connmark.go (nodes), pkg/networkutils/names.go, cmd/aws-vpc-cni (conflist), cmd/aws-vpc-cni-init.
+Sources: aws/amazon-vpc-cni-k8s cmd/routed-eni-cni-plugin/driver/driver.go (pods), pkg/networkutils/network.go (nodes;
+their rules: ``emulator.cni.aws_vpc_rules``), pkg/networkutils/names.go, cmd/aws-vpc-cni (conflist),
+cmd/aws-vpc-cni-init.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -28,12 +28,13 @@ from emulator.cluster.eni_ipam import EniPools
 from emulator.cluster.model import Cluster, Eni, Machine, Node, Pod, Topology, Vpc
 from emulator.cluster.system_pods import environments
 from emulator.cluster.validation import invalid
+from emulator.cni.aws_vpc_rules import IPAMD, MARK, NODE_PORT_SUPPORT, mangle_rules, nat_rules
 from emulator.cni.limits import check_nodes
 from emulator.cni.style import Plain
 from emulator.cni.styles import pick_mode
 from emulator.cni.vpc_fabric import JUMBO_MTU, lay_fabric, port_name
 from emulator.cni.vpc_router import internet_gateway, nat_gateway, vpc_router
-from emulator.cni.wiring import pod_namespace
+from emulator.cni.wiring import network_configuration, pod_namespace
 from emulator.errors import ManifestError, Problem
 from emulator.plan.addressing import (
     contains,
@@ -47,29 +48,22 @@ from emulator.plan.addressing import (
 from emulator.plan.model import (
     Address,
     AnyObject,
-    Chain,
     File,
-    IptablesRules,
-    Jump,
     Neighbour,
     PolicyRule,
     Route,
-    Rule,
     Sysctl,
     Veth,
 )
 
 CNI_PLUGIN = "aws-cni plugin"
-IPAMD = "ipamd"
 INIT = "aws-vpc-cni-init"
 
 GATEWAY = "169.254.1.1"  # driver.go: of every pod; a permanent ARP entry, no one is ever asked
-MARK = "0x80"  # network.go: defaultConnmark
 MAIN_TABLE = 254
 TO_POD, MARKED, FROM_POD, FROM_ENI = 512, 1024, 1536, 32765  # priorities of ip rules
 
 AWS_NODE = "aws-node"  # DaemonSet and container of config/master/aws-k8s-cni.yaml
-NODE_PORT_SUPPORT = "AWS_VPC_CNI_NODE_PORT_SUPPORT"
 _TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})  # Go: strconv.ParseBool
 _FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 
@@ -184,44 +178,9 @@ class AwsVpc(Plain):
             component=IPAMD,
             why="what is marked leaves by the primary interface, whichever interface the pod's address is of",
         )
-        yield self._mangle_rules(node, marked=self.mode != NO_CONNMARK and _node_port_support(cluster, node))
+        yield mangle_rules(node, marked=self.mode != NO_CONNMARK and _node_port_support(cluster, node))
         if self.mode != EXTERNAL_SNAT:
-            yield _nat_rules(vpc, node)
-
-    def _mangle_rules(self, node: Node, *, marked: bool) -> IptablesRules:
-        comment = ("-m", "comment", "--comment", "AWS, primary ENI")
-        restore = ("-j", "CONNMARK", "--restore-mark", "--mask", MARK)
-        marks = (
-            Rule(
-                (
-                    *comment,
-                    *("-i", node.device, "-m", "addrtype", "--dst-type", "LOCAL", "--limit-iface-in"),
-                    *("-j", "CONNMARK", "--set-mark", f"{MARK}/{MARK}"),
-                ),
-                "what came to the node's own address (a NodePort) is to be answered by this interface",
-            ),
-        )
-        rules = (
-            *(marks if marked else ()),
-            Rule((*comment, "-i", "eni+", *restore), "replies of pods: the connection's mark becomes the packet's"),
-            *(
-                (Rule((*comment, "-i", "vlan+", *restore), "the same for pods with a branch interface"),)
-                if marked
-                else ()
-            ),
-        )
-        return IptablesRules(
-            ns=node.ns,
-            family=4,
-            table="mangle",
-            owner="aws-cni",
-            chains=(),
-            jumps=tuple(Jump("PREROUTING", rule) for rule in rules),
-            component=IPAMD,
-            why="connection marks decide the interface before routing, where NAT is not yet undone"
-            if marked
-            else f"{NODE_PORT_SUPPORT}=false: what comes to the node's own address is not marked",
-        )
+            yield nat_rules(vpc, node)
 
     def router(self, cluster: Cluster, router: Machine) -> Iterator[AnyObject]:
         vpc = _vpc(cluster)
@@ -392,78 +351,6 @@ def _secondary_interface(vpc: Vpc, node: Node, eni: Eni) -> Iterator[AnyObject]:
     )
 
 
-def _nat_rules(vpc: Vpc, node: Node) -> IptablesRules:
-    """AWS_VPC_K8S_CNI_EXTERNALSNAT=false: what leaves the VPC gets the primary address, and a mark for rule 1024."""
-    connmark = ("-m", "comment", "--comment", "AWS, CONNMARK", "-j", "CONNMARK")
-    snat = Chain(
-        "AWS-SNAT-CHAIN-0",
-        (
-            *(
-                Rule(
-                    ("-d", cidr, "-m", "comment", "--comment", "AWS SNAT CHAIN", "-j", "RETURN"),
-                    "within the VPC pods keep their addresses",
-                )
-                for cidr in vpc.cidrs
-            ),
-            Rule(
-                (
-                    *("!", "-o", "vlan+", "-m", "comment", "--comment", "AWS, SNAT"),
-                    *("-m", "addrtype", "!", "--dst-type", "LOCAL"),
-                    *("-j", "SNAT", "--to-source", node.addresses[0], "--random-fully"),
-                ),
-                "out of the VPC: the primary address of the primary interface",
-            ),
-        ),
-    )
-    mark = Chain(
-        "AWS-CONNMARK-CHAIN-0",
-        (
-            *(
-                Rule(
-                    ("-d", cidr, "-m", "comment", "--comment", "AWS CONNMARK CHAIN", "-j", "RETURN"),
-                    "within the VPC a pod's own interface is the way",
-                )
-                for cidr in vpc.cidrs
-            ),
-            Rule((*connmark, "--set-xmark", f"{MARK}/{MARK}"), "out of the VPC: by the primary interface"),
-        ),
-    )
-    return IptablesRules(
-        ns=node.ns,
-        family=4,
-        table="nat",
-        owner="aws-cni",
-        chains=(snat, mark),
-        jumps=(
-            Jump(
-                "POSTROUTING",
-                Rule(
-                    ("-m", "comment", "--comment", "AWS SNAT CHAIN", "-j", "AWS-SNAT-CHAIN-0"), "everything that leaves"
-                ),
-            ),
-            Jump(
-                "PREROUTING",
-                Rule(
-                    (
-                        *("-i", "eni+", "-m", "comment", "--comment", "AWS, outbound connections"),
-                        *("-j", "AWS-CONNMARK-CHAIN-0"),
-                    ),
-                    "new connections of pods",
-                ),
-            ),
-            Jump(
-                "PREROUTING",
-                Rule(
-                    (*connmark, "--restore-mark", "--mask", MARK),
-                    "the first packet of a connection; the mangle table does it for the others",
-                ),
-            ),
-        ),
-        component=IPAMD,
-        why="pods reach the world outside of the VPC with the node's address",
-    )
-
-
 def _cni_configuration(node: Node) -> File:
     """misc/10-aws.conflist, as the install container fills it in."""
     configuration = {
@@ -499,10 +386,4 @@ def _cni_configuration(node: Node) -> File:
             {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True},
         ],
     }
-    return File(
-        ns=node.ns,
-        path="/etc/cni/net.d/10-aws.conflist",
-        content=json.dumps(configuration, indent=2) + "\n",
-        component="aws-vpc-cni",
-        why="tells the kubelet's runtime which plugins wire a pod",
-    )
+    return network_configuration(node, "10-aws", configuration, "aws-vpc-cni")

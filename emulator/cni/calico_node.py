@@ -7,7 +7,6 @@ felix/dataplane/linux/masq_mgr.go; ``emulator.cni.felix``, ``emulator.cni.felix_
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -16,6 +15,7 @@ from emulator.cni.calico_pods import FELIX
 from emulator.cni.felix import Tunnelling, filter_table
 from emulator.cni.felix_configuration import with_nftables
 from emulator.cni.felix_nftables import nft_table
+from emulator.cni.wiring import network_configuration
 from emulator.plan.model import AnyObject, Family, File, IpSet
 from emulator.policy.felix import title_of
 from emulator.policy.felix_rules import ipset_name
@@ -41,13 +41,7 @@ def cni_configuration(node: Node, style: str, *, mtu: int, ipam: dict[str, Any],
     if bandwidth:
         plugins.append({"type": "bandwidth", "capabilities": {"bandwidth": True}})
     configuration = {"name": "k8s-pod-network", "cniVersion": "0.3.1", "plugins": plugins}
-    return File(
-        ns=node.ns,
-        path=f"/etc/cni/net.d/10-{style}.conflist",
-        content=json.dumps(configuration, indent=2) + "\n",
-        component="install-cni",
-        why="tells the kubelet's runtime which plugins wire a pod",
-    )
+    return network_configuration(node, f"10-{style}", configuration, "install-cni")
 
 
 def pool_sets(

@@ -18,7 +18,6 @@ containernetworking/plugins plugins/main/bridge.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -42,6 +41,7 @@ from emulator.cni.limits import check_nodes
 from emulator.cni.segments import share_subnet, strangers
 from emulator.cni.style import Plain
 from emulator.cni.styles import pick_mode
+from emulator.cni.wiring import network_configuration
 from emulator.errors import UserError
 from emulator.plan.addressing import (
     families_of,
@@ -257,13 +257,7 @@ def _cni_configuration(node: Node) -> File:
             {"type": "portmap", "capabilities": {"portMappings": True}},
         ],
     }
-    return File(
-        ns=node.ns,
-        path="/etc/cni/net.d/10-flannel.conflist",
-        content=json.dumps(configuration, indent=2) + "\n",
-        component="kube-flannel manifest",
-        why="tells the kubelet's runtime which plugins wire a pod",
-    )
+    return network_configuration(node, "10-flannel", configuration, "kube-flannel manifest")
 
 
 # -- netfilter --------------------------------------------------------------------------------------------------

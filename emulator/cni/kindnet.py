@@ -16,7 +16,6 @@ Network policies are :mod:`emulator.policy.kindnet`'s.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
@@ -27,7 +26,7 @@ from emulator.cni.limits import check_distinct, check_nodes
 from emulator.cni.segments import strangers
 from emulator.cni.style import Plain, Style
 from emulator.cni.styles import pick_mode
-from emulator.cni.wiring import pod_namespace
+from emulator.cni.wiring import network_configuration, pod_namespace
 from emulator.errors import UserError
 from emulator.plan.addressing import (
     default_route,
@@ -228,13 +227,7 @@ def _cni_configuration(node: Node) -> File:
             {"type": "portmap", "capabilities": {"portMappings": True}},
         ],
     }
-    return File(
-        ns=node.ns,
-        path="/etc/cni/net.d/10-kindnet.conflist",
-        content=json.dumps(configuration, indent=2) + "\n",
-        component=KINDNETD,
-        why="tells the kubelet's runtime which plugins wire a pod",
-    )
+    return network_configuration(node, "10-kindnet", configuration, KINDNETD)
 
 
 def _masquerading(cluster: Cluster, node: Node) -> NftTable:

@@ -19,7 +19,6 @@ daemonset/kubeadm-kuberouter-all-features.yaml.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -31,6 +30,7 @@ from emulator.cni.kube_router_bgp import Network, network_of, same_subnet
 from emulator.cni.limits import check_distinct, check_nodes
 from emulator.cni.style import Plain
 from emulator.cni.styles import pick_mode
+from emulator.cni.wiring import network_configuration
 from emulator.errors import UserError
 from emulator.plan.addressing import digest, families_of, family_of, host_prefix, of_family
 from emulator.plan.model import (
@@ -380,13 +380,7 @@ def _cni_configuration(node: Node) -> File:
             }
         ],
     }
-    return File(
-        ns=node.ns,
-        path="/etc/cni/net.d/10-kuberouter.conflist",
-        content=json.dumps(configuration, indent=2) + "\n",
-        component=COMPONENT,
-        why="tells the kubelet's runtime which plugins wire a pod",
-    )
+    return network_configuration(node, "10-kuberouter", configuration, COMPONENT)
 
 
 def set_name(family: Family, name: str) -> str:

@@ -1,11 +1,14 @@
-"""What every style's pods have in common, whatever the cable to the node looks like."""
+"""What every style has in common, whatever the cable from a pod to its node looks like: the pod's namespace, and the
+configuration that names the plugins."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from typing import Any
 
-from emulator.cluster.model import Cluster, Pod
-from emulator.plan.model import AnyObject, Namespace, Sysctl
+from emulator.cluster.model import Cluster, Node, Pod
+from emulator.plan.model import AnyObject, File, Namespace, Sysctl
 from emulator.plan.underlay import ipv6_sysctls, uses_ipv6
 
 
@@ -29,3 +32,14 @@ def pod_namespace(cluster: Cluster, pod: Pod) -> Iterator[AnyObject]:
             ns=pod.ns, name=name, value="0", component="container runtime", why="one device: nothing to filter"
         )
     yield from ipv6_sysctls(pod.ns, enabled=uses_ipv6(cluster.topology), component="container runtime")
+
+
+def network_configuration(node: Node, name: str, configuration: dict[str, Any], component: str) -> File:
+    """A network configuration list in the folder that the kubelet's runtime reads, as ``component`` puts it there."""
+    return File(
+        ns=node.ns,
+        path=f"/etc/cni/net.d/{name}.conflist",
+        content=json.dumps(configuration, indent=2) + "\n",
+        component=component,
+        why="tells the kubelet's runtime which plugins wire a pod",
+    )
