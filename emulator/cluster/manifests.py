@@ -176,11 +176,18 @@ def _custom_faults(thing: Object) -> Iterator[Fault]:
         yield from admin_policy_faults(thing)
 
 
+_SCENARIO = frozenset(("name", "topology", "steps"))
+
+
 def _well_formed(one: Given, problems: list[Problem]) -> Object | None:
     """A private copy of the object if it is one at all: a mapping with apiVersion, kind and metadata."""
     found = len(problems)
     if not isinstance(one.value, dict):
         problems.append(Problem(one.source, one.place, "", "not a Kubernetes object: a mapping is expected"))
+        return None
+    if _SCENARIO <= one.value.keys() and "apiVersion" not in one.value:
+        reason = "a scenario, not a Kubernetes object: `cnilab run` plays it, and its manifests may be given here"
+        problems.append(Problem(one.source, one.place, "", reason))
         return None
     for field in ("apiVersion", "kind"):
         value = one.value.get(field)

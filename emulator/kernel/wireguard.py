@@ -44,6 +44,7 @@ WG_CMD_GET_DEVICE, WG_CMD_SET_DEVICE, WG_GENL_VERSION = 0, 1, 1
 WGPEER_F_REMOVE_ME, WGPEER_F_REPLACE_ALLOWEDIPS = 1, 2
 WGDEVICE_A_IFNAME, WGDEVICE_A_PRIVATE_KEY, WGDEVICE_A_LISTEN_PORT, WGDEVICE_A_PEERS = 2, 3, 6, 8
 WGPEER_A_PUBLIC_KEY, WGPEER_A_PRESHARED_KEY, WGPEER_A_ENDPOINT, WGPEER_A_KEEPALIVE, WGPEER_A_ALLOWEDIPS = 1, 2, 4, 5, 9
+WGPEER_A_LAST_HANDSHAKE = 6
 WGALLOWEDIP_A_IPADDR, WGALLOWEDIP_A_CIDR_MASK = 2, 3
 
 _HEADER = struct.Struct("=IHHII")
@@ -60,11 +61,13 @@ class PeerState(NamedTuple):
 
 
 class DeviceState(NamedTuple):
-    """What a device has been told; peers by public key."""
+    """What a device has been told, and when it last began a session with a peer, in seconds since 1970; both by public
+    key."""
 
     private_key: str
     port: int
     peers: Mapping[str, PeerState]
+    handshakes: Mapping[str, int]
 
 
 class Wireguards:
@@ -251,6 +254,7 @@ def parse_uapi(text: str) -> DeviceState:
             )
             for key, given in peers.items()
         },
+        {key: int(given.get("last_handshake_time_sec", "0")) for key, given in peers.items()},
     )
 
 
@@ -314,6 +318,7 @@ def _get(name: str) -> DeviceState:
         answers = _ask(sock, _family(sock), body, NLM_F_DUMP)
     private, port = "", 0
     peers: dict[str, PeerState] = {}
+    handshakes: dict[str, int] = {}
     for answer in answers:
         given = attributes(answer, _GENERIC.size)
         private = _key(bytes(given[WGDEVICE_A_PRIVATE_KEY])) if WGDEVICE_A_PRIVATE_KEY in given else private
@@ -326,14 +331,15 @@ def _get(name: str) -> DeviceState:
             if before is not None:
                 peers[key] = before._replace(allowed_ips=tuple(sorted((*before.allowed_ips, *ranges))))
                 continue
-            keepalive = fields.get(WGPEER_A_KEEPALIVE)
+            keepalive, last = fields.get(WGPEER_A_KEEPALIVE), fields.get(WGPEER_A_LAST_HANDSHAKE)
+            handshakes[key] = struct.unpack_from("=q", last)[0] if last is not None else 0  # a struct timespec
             peers[key] = PeerState(
                 _sockaddr(bytes(fields[WGPEER_A_ENDPOINT])) if WGPEER_A_ENDPOINT in fields else "",
                 tuple(sorted(ranges)),
                 _key(bytes(fields[WGPEER_A_PRESHARED_KEY])) if WGPEER_A_PRESHARED_KEY in fields else "",
                 struct.unpack("=H", keepalive)[0] if keepalive is not None else 0,
             )
-    return DeviceState(private, port, peers)
+    return DeviceState(private, port, peers, handshakes)
 
 
 def _items(raw: memoryview | None) -> list[memoryview]:

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from emulator.cluster.model import Machine, Pod
+from emulator.cluster.model import Machine, Node, Pod
 from emulator.dns.resolv_conf import ResolvConf, parse
 from emulator.errors import CnilabError, NotFound, UserError
 from emulator.kernel.applier import Applier
@@ -27,7 +27,7 @@ from emulator.lab.sides import Change, Side
 from emulator.lab.target_health import Findings, TargetHealth, read_findings
 from emulator.plan.describe import describe
 from emulator.plan.diff import diff
-from emulator.plan.model import UNDERLAY, Daemon, Plan, Route
+from emulator.plan.model import UNDERLAY, Daemon, Plan, Route, Wireguard, WireguardPeer
 from emulator.proxy.conntrack import Served, stale
 from emulator.traffic.client import TrafficEngine
 from emulator.traffic.model import InjectionReport
@@ -203,6 +203,27 @@ class Machinery:
         if command == "CHECK":
             return attachments.check(pods)
         return attachments.status() if command == "STATUS" else attachments.collect_garbage()
+
+    # Tunnels
+
+    def begin_sessions(self, nodes: Sequence[Node]) -> None:
+        """Have the WireGuard tunnels between the nodes ready, so that what all ask at once does not wait for them."""
+        held = {node.ns: self.applier.inventory.held_in(node.ns) for node in nodes}
+        devices = {item.key: item for items in held.values() for item in items if isinstance(item, Wireguard)}
+        if not devices:
+            return
+        from emulator.kernel.wireguard_sessions import begin_sessions  # few labs have such a device
+
+        places = {address: node.ns for node in nodes for address in node.addresses}
+        pairs = [
+            (devices["link", item.ns, item.device], item, places.get(item.endpoint.rpartition(":")[0].strip("[]"), ""))
+            for items in held.values()
+            for item in items
+            if isinstance(item, WireguardPeer)
+        ]
+        first = [(device, peer) for device, peer, far in pairs if peer.ns < far]
+        second = [(device, peer) for device, peer, far in pairs if far and far < peer.ns]
+        begin_sessions(self.applier.wireguards, self.netns, first, second)
 
     # Connection tracking
 

@@ -103,7 +103,9 @@ class MatrixTaker:
                 hint="name fewer places (--from, --to, -n) or ports (--port)",
             )
         rounds: list[Round] = []
-        nodes = [node.ns for node in cluster.nodes if node.name not in down]
+        up = [node for node in cluster.nodes if node.name not in down]
+        nodes = [node.ns for node in up]
+        self._machinery.begin_sessions(up)
         with self._serving(cluster, wanted) as opened, talkative(nodes):
             cells = self._ask(wanted, compiled, enforcer, rounds, patient=wish.patient)
         return Matrix(

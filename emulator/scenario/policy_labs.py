@@ -107,7 +107,7 @@ def policy_lab(
     with Lab(topology_for(topology, others), cni=style, manifests=others, policy_mode=policy_mode,
              progress=progress) as lab:  # fmt: skip
         baseline = None
-        if policies and hosts and any(one.kind == "host" for one in lab.cluster().topology.machines):
+        if hosts and any(one.kind == "host" for one in lab.cluster().topology.machines):
             progress("seeing what has a way without policies")
             baseline = _baseline(lab)
         if policies:

@@ -150,6 +150,15 @@ def test_check_passes_fails_and_writes_for_ci(tmp_path: Path) -> None:
     assert int(suite.get("tests", "0")) == style["requests"] + style["unjudged"]
 
 
+def test_what_has_no_way_is_no_difference_where_there_are_no_policies_either() -> None:
+    manifest = Path(find_scenarios("policy/deny-all")[0]).parent / "manifests" / "shop.yaml"
+    done = cnilab("policy", "check", manifest, "--cni", "flannel", "--json")
+    assert done.returncode == 0, done.stderr
+    (style,) = json.loads(done.stdout)["styles"]
+    assert style["wrong"] == 0
+    assert style["unjudged"] > 0  # the host outside, which knows no route to pods
+
+
 def test_bad_policy_is_refused_before_anything_is_built(tmp_path: Path) -> None:
     policy = tmp_path / "bad.json"
     policy.write_text(json.dumps(deny("bad", podSelector={}, ingress=[{"ports": [{"endPort": 90}]}])))

@@ -16,6 +16,7 @@ import pytest
 from emulator import Lab
 from emulator.cni.flannel_wireguard import public_key
 from emulator.cni.styles import load_style
+from emulator.lab.verdicts import MatrixWish, PortWish
 from emulator.plan.model import Wireguard, WireguardPeer
 
 FIELDS = ("frame.interface_name", "frame.packet_flags_direction", "frame.len", "ip.src", "ip.dst", "ip.ttl")
@@ -188,3 +189,14 @@ def test_one_tunnel_may_carry_both_families(cni: str) -> None:
         assert request is not None
         (tunnel,) = {hop.packet.tunnel for hop in request.hops if hop.packet.tunnel is not None}
         assert (tunnel.target, tunnel.target_port) == ("192.168.50.12", 51820)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_matrix_asks_all_nodes_at_once_and_no_tunnel_waits_for_its_session(style: str) -> None:
+    """Nothing was sent before: where both ends of a tunnel began a session with their first packets, neither would have
+    one for five seconds."""
+    with Lab("three-nodes", cni=style) as fresh:
+        matrix = fresh.matrix(MatrixWish(ports=(PortWish("tcp", 80),)))
+    silent = {(cell.source, cell.target) for cell in matrix.cells if not cell.allowed}
+    assert {source for source, _ in silent} <= {"host/client"}
+    assert len(matrix.cells) > len(silent)

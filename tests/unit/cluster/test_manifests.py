@@ -353,3 +353,9 @@ def test_json_among_yaml_is_refused_as_yaml_is(text: str, reason: str) -> None:
     with pytest.raises(ManifestError) as caught:
         parse(text)
     assert reason in str(caught.value)
+
+
+def test_a_scenario_among_manifests_is_called_one() -> None:
+    with pytest.raises(ManifestError) as caught:
+        parse("name: a\ntopology: three-nodes\nsteps: []\n")
+    assert "line 1: a scenario, not a Kubernetes object: `cnilab run` plays it" in str(caught.value)
