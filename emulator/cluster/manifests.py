@@ -185,7 +185,7 @@ def _well_formed(one: Given, problems: list[Problem]) -> Object | None:
     if not isinstance(one.value, dict):
         problems.append(Problem(one.source, one.place, "", "not a Kubernetes object: a mapping is expected"))
         return None
-    if _SCENARIO <= one.value.keys() and "apiVersion" not in one.value:
+    if one.value.keys() >= _SCENARIO and "apiVersion" not in one.value:
         reason = "a scenario, not a Kubernetes object: `cnilab run` plays it, and its manifests may be given here"
         problems.append(Problem(one.source, one.place, "", reason))
         return None
