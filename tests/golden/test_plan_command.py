@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,6 @@ def test_plan_prints_the_golden_plan_and_imports_nothing_of_the_kernel(style: st
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, "plan", topology, "--cni", style], capture_output=True, text=True, timeout=60
     )
-    assert done.stderr == ""
+    assert re.sub(r"planning \(\d+\.\d s\)\n", "", done.stderr) == ""  # which a slow machine says
     assert done.returncode == 0
     assert done.stdout == (GOLDEN / style.replace(":", "-") / f"{topology}.txt").read_text(encoding="utf-8")
