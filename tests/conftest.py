@@ -36,8 +36,10 @@ LONGEST = (
     "tests/kernel/test_policy_felix.py",
     "tests/kernel/test_policy_fuzz.py",
     "tests/kernel/test_policy_commands.py",
+    "tests/kernel/test_proxy_iptables_lab.py",
 )
-# The parameters begin with a style, which has a lab of its own, or with a scenario's theme: test_it[theme/name-style]
+# The parameters begin with a style or a back end, which has a lab of its own, or with a scenario's theme:
+# test_it[theme/name-style]
 PARTED = tuple(name for name in LONGEST if "/kernel/" in name)
 ANSWERS = pytest.StashKey[dict[str, capabilities.Feature]]()  # this machine's, for what the tests of this run need
 LEFT_OUT = pytest.StashKey[dict[str, list[str]]]()  # tests that need another kernel, and the features that they miss
