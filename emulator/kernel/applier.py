@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from emulator.errors import CnilabError
 from emulator.kernel import offloads
 from emulator.kernel.daemons import Supervisor
+from emulator.kernel.devices import Devices
 from emulator.kernel.impairment import Impairments
 from emulator.kernel.inventory import Inventory
 from emulator.kernel.node_files import remove_files, write_files
 from emulator.kernel.rulesets import Backend, Rulesets
+from emulator.kernel.sysctls import Sysctls
 from emulator.kernel.underlay import LabNet
 from emulator.kernel.wireguard import Wireguards
 from emulator.kernel.wiring import Wired, Wiring
@@ -77,12 +79,14 @@ class Applier:
     ) -> None:
         self.net = net if net is not None else LabNet()
         self.inventory = Inventory()
-        self.wiring = Wiring(self.net, self.inventory)
+        self.devices = Devices(self.net)
+        self.sysctls = Sysctls(self.devices.netns)
+        self.wiring = Wiring(self.net, self.devices, self.sysctls, self.inventory)
         self.rulesets = Rulesets(self.net, iptables, self.inventory.held_in)
         self.supervisor = Supervisor(self.net, on_death, on_report=on_report)
         self.attachments: Attachments | None = None  # before the first pod that plugins attach
-        self.impairments = Impairments(self.wiring.netns, allow_missing=allow_missing)
-        self.wireguards = Wireguards(self.net, self.wiring.netns, self.wiring.set_mtu)
+        self.impairments = Impairments(self.devices.netns, allow_missing=allow_missing)
+        self.wireguards = Wireguards(self.net, self.devices.netns, self.wiring.set_mtu)
         self.broken = False
         self._on_namespace = on_namespace
 
@@ -123,7 +127,7 @@ class Applier:
         from emulator.kernel.learned import wait_learned
 
         wanted = [item for item in objects if isinstance(item, Route) and item.learned]
-        wait_learned(wanted, self.wiring.channel, self.wiring.netns, self.supervisor, timeout, progress or _silent)
+        wait_learned(wanted, self.devices.channel, self.devices.netns, self.supervisor, timeout, progress or _silent)
 
     def repair_proxy(self, *, always: bool = False) -> list[str]:
         """Put a service proxy's rules back where somebody flushed them (see :meth:`Rulesets.repair`); what was done, a
@@ -136,7 +140,7 @@ class Applier:
         """End daemons and shells and let go of all descriptors. The namespaces die with the sandbox."""
         self.supervisor.close()
         self.rulesets.close()
-        self.wiring.close()
+        self.devices.close()
         self.net.close()
 
     # ------------------------------------------------------------ forwards
@@ -180,9 +184,9 @@ class Applier:
         remove_files(self.net, _of(removed, File), journal.taken)
         self.rulesets.remove([item for item in removed if isinstance(item, _RULESETS)], journal.taken)
         self.impairments.remove(_of(removed, Impairment), journal.taken)
-        offloads.switch(_of(removed, Offloads), self.wiring.netns, journal.taken, on=True)
+        offloads.switch(_of(removed, Offloads), self.devices.netns, journal.taken, on=True)
         # Only faults take parameters away again; the namespace, if it dies, takes its own along.
-        self.wiring.restore_sysctls([item for item in _of(removed, Sysctl) if item.ns not in dead], journal.taken)
+        self.sysctls.restore([item for item in _of(removed, Sysctl) if item.ns not in dead], journal.taken)
         wired: list[Any] = [item for item in removed if not isinstance(item, (*_NOT_WIRED, Sysctl)) or item.ns in dead]
         self.wiring.remove(wired, journal.taken)
 
@@ -209,7 +213,7 @@ class Applier:
             progress(f"wiring {_count([*wired, *(new for _, new in rewired)])}")
         judged = {item.ns for item in (*early, *(new for _, new in changed_early), *judges)}
         self.wiring.make(wired, rewired, self._told(journal.put), judged)
-        offloads.switch(_of(added, Offloads), self.wiring.netns, journal.put)
+        offloads.switch(_of(added, Offloads), self.devices.netns, journal.put)
         self.impairments.set(_of([*added, *(new for _, new in replaced)], Impairment), journal.put)
         self.rulesets.load(
             [item for item in rules if not isinstance(item, _BEFORE_DEVICES) or item.ns in born],
@@ -291,7 +295,7 @@ class Applier:
         again = _Journal(self.inventory)
         try:
             self.wiring.begin()
-            self.wiring.restore_sysctls(_surviving_sysctls(added), again.taken)
+            self.sysctls.restore(_surviving_sysctls(added), again.taken)
             undone = [item for item in reversed(added) if not isinstance(item, Sysctl)]
             self._change(undone, replaced, removed, again, _silent)
         except Exception as second:  # whatever it is: the lab is half-wired

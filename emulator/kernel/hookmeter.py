@@ -35,7 +35,7 @@ Counts = dict[str, dict[Flow, int]]  # by hook
 
 
 class Places(Protocol):
-    """Where namespaces are found (``emulator.kernel.wiring.Wiring``)."""
+    """Where namespaces are found (``emulator.kernel.devices.Devices``)."""
 
     def netns(self, ns: str) -> str | int: ...
 
@@ -44,14 +44,14 @@ class Metered(Protocol):
     """What a meter needs of the applier."""
 
     @property
-    def wiring(self) -> Places: ...
+    def devices(self) -> Places: ...
 
 
 class HookMeter:
     """Counts in the namespaces that it was installed in, until it is removed from them or they die."""
 
     def __init__(self, applier: Metered) -> None:
-        self._netns: Callable[[str], str | int] = applier.wiring.netns
+        self._netns: Callable[[str], str | int] = applier.devices.netns
         self._installed: dict[str, None] = {}
 
     def install(self, namespaces: Iterable[str]) -> None:

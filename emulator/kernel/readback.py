@@ -94,9 +94,9 @@ def differences(plan: Plan, applier: Applier) -> list[str]:
     for ns, items in grouped.items():
         try:
             others = attachments.devices_in(ns) if attachments is not None else frozenset()
-            with applier.wiring.channel(ns) as channel:
+            with applier.devices.channel(ns) as channel:
                 found += _Comparison(ns, items, channel, others).run()
-            found += _by_hand(ns, items, applier.wiring.netns(ns))
+            found += _by_hand(ns, items, applier.devices.netns(ns))
         except (OSError, KeyError) as error:
             found.append(f"{ns}: cannot be read: {error}")
     found += _files(_of(plan, File), applier)

@@ -15,21 +15,20 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack
 from errno import EADDRNOTAVAIL, ENODEV, ENOENT, ESRCH
 
 from emulator.errors import ApplyError, NotFound
 from emulator.kernel import messages, namespaces
 from emulator.kernel.carrier import Awaited, await_carrier
+from emulator.kernel.devices import LOOPBACK, Devices, refused
 from emulator.kernel.inventory import Inventory
-from emulator.kernel.netlink import Channel, Refusal, Request, link_indexes
-from emulator.kernel.netns import netns_path
-from emulator.kernel.syscalls import inside
-from emulator.kernel.tun import make_tun
+from emulator.kernel.netlink import Refusal, Request
+from emulator.kernel.requests import ORDER, device_request, entry_request, port_requests, ranked, relink_requests
+from emulator.kernel.sysctls import Sysctls
 from emulator.kernel.underlay import LabNet
 from emulator.kernel.waiting import bridged_pods, drop_waiting
-from emulator.plan.describe import describe
 from emulator.plan.diff import sysctl_device
 from emulator.plan.model import (
     UNDERLAY,
@@ -55,81 +54,27 @@ from emulator.plan.model import (
 Wired = Namespace | Link | BridgePort | Address | FdbEntry | Neighbour | Route | PolicyRule | Sysctl
 Done = Callable[[AnyObject], None]
 
-LOOPBACK = 1  # the index of lo in every namespace
 VETHS_AT_ONCE = 200  # each holds a descriptor of its far end's namespace until it is made
 GONE = frozenset({ENOENT, ESRCH, ENODEV, EADDRNOTAVAIL})  # what the kernel says when there is nothing to remove
 
-# Within one namespace: what an address needs comes before it, what needs it comes after.
-_ORDER: dict[type, int] = {Address: 0, FdbEntry: 1, Neighbour: 2, Route: 3, PolicyRule: 5}
-
-
-def refused(item: AnyObject, reason: str) -> ApplyError:
-    """The error for an object that the kernel would not take."""
-    words = describe(item)
-    return ApplyError(f"failed to set {words} in {item.ns}: {reason}", subject=words)
-
 
 class Wiring:
-    """The lab's sockets and device indexes. Every call raises ApplyError; ``done`` hears of each object that is set."""
+    """Makes and removes what netlink can, in an order that works. Every call raises ApplyError; ``done`` hears of each
+    object that is set."""
 
-    def __init__(self, net: LabNet, inventory: Inventory) -> None:
+    def __init__(self, net: LabNet, devices: Devices, sysctls: Sysctls, inventory: Inventory) -> None:
         self.net = net
+        self._devices = devices
+        self._sysctls = sysctls
         self._inventory = inventory
-        self._channels: dict[str, Channel] = {}
-        self._indexes: dict[str, dict[str, int]] = {}
         self._born: set[str] = set()
         self._awaited: defaultdict[str, dict[str, Awaited]] = defaultdict(dict)  # who hears of a carrier late
-        self._original: dict[tuple[str, str], str] = {}
 
     def begin(self) -> None:
-        """Start a change: look devices up afresh, since others may have made some (``exec node/n1 ip link add``)."""
-        self._indexes.clear()
+        """Start a change."""
+        self._devices.begin()
         self._born.clear()
         self._awaited.clear()
-
-    def close(self) -> None:
-        """Give all descriptors back."""
-        for channel in self._channels.values():
-            channel.close()
-        self._channels.clear()
-
-    # ------------------------------------------------------------ namespaces and devices by name
-
-    def netns(self, ns: str) -> str | int:
-        """What :func:`~emulator.kernel.syscalls.inside` needs to enter a namespace."""
-        if ns == UNDERLAY or ns.startswith("pod/"):
-            return netns_path(ns)
-        return self.net.handle(ns).net
-
-    @contextmanager
-    def channel(self, ns: str) -> Iterator[Channel]:
-        """A socket in the namespace. Those of machines stay open; a pod is rarely spoken to again."""
-        if ns.startswith("pod/"):
-            with Channel(netns_path(ns)) as fresh:
-                yield fresh
-            return
-        if ns not in self._channels:
-            self._channels[ns] = Channel(self.netns(ns))
-        yield self._channels[ns]
-
-    def indexes(self, ns: str) -> dict[str, int]:
-        """The devices of a namespace by name, looked up once per change."""
-        if ns not in self._indexes:
-            with self.channel(ns) as channel:
-                self._indexes[ns] = link_indexes(channel)
-        return self._indexes[ns]
-
-    def _new_index(self, ns: str, device: str) -> int:
-        known = self.indexes(ns)
-        known[device] = index = max(known.values(), default=LOOPBACK) + 1
-        return index
-
-    def index(self, item: AnyObject, device: str) -> int:
-        """The index of a device in the object's namespace."""
-        try:
-            return self.indexes(item.ns)[device]
-        except KeyError:
-            raise refused(item, f"there is no device {device}") from None
 
     # ------------------------------------------------------------ making
 
@@ -149,16 +94,16 @@ class Wiring:
             if isinstance(item, Bridge):
                 bridges[item.ns].append(item)
         for ns, wanted in bridges.items():
-            self._submit(ns, [messages.bridge(item, self._new_index(ns, item.name)) for item in wanted], done)
+            self._submit(ns, [messages.bridge(item, self._devices.new_index(ns, item.name)) for item in wanted], done)
             if ns == UNDERLAY:
                 for item in wanted:
                     self.net.add_switch(item)
         plugged = self._make_veths([item for item in items if isinstance(item, Veth)], ports, done)
         for (ns, bridge), addresses in bridged_pods(items, judged).items():
-            with self.channel(ns) as channel:
-                drop_waiting(channel, self.indexes(ns)[bridge], addresses)
+            with self._devices.channel(ns) as channel:
+                drop_waiting(channel, self._devices.indexes(ns)[bridge], addresses)
         self._configure(items, replaced, plugged, done)
-        await_carrier(self.channel, self._awaited)
+        await_carrier(self._devices.channel, self._awaited)
         self._awaited.clear()
         for item in items:
             if isinstance(item, Address) and not item.ns.startswith("pod/"):
@@ -178,7 +123,7 @@ class Wiring:
                 continue
             if item.role == "underlay":
                 namespaces.bind(item.ns)
-                with self.channel(item.ns) as channel:
+                with self._devices.channel(item.ns) as channel:
                     channel.submit([messages.change_link(None, LOOPBACK, up=True)])
             else:
                 self.net.add_machine(item)
@@ -186,7 +131,7 @@ class Wiring:
             done(item)
         self._make_pods(pods, early, done)
         for ns, sysctls in early.items():
-            self._write_sysctls(ns, sysctls, done)
+            self._sysctls.write(ns, sysctls, done, new=ns in self._born)
 
     def _make_pods(self, pods: Sequence[Namespace], early: dict[str, list[Sysctl]], done: Done) -> None:
         objects = {item.ns: item for item in pods}
@@ -203,8 +148,9 @@ class Wiring:
             raise ApplyError(f"failed to make a pod's namespace: {error}") from error
         if pods:
             # All new namespaces are alike: lo, and the fallback tunnels (tunl0, ...) of the modules that are loaded.
-            fresh = self.indexes(pods[0].ns)
-            self._indexes |= {item.ns: dict(fresh) for item in pods}
+            fresh = self._devices.indexes(pods[0].ns)
+            for pod in pods:
+                self._devices.found(pod.ns, fresh)
         for sysctls in written.values():
             for item in sysctls:
                 done(item)
@@ -243,7 +189,7 @@ class Wiring:
             near, far, mtu, far_mtu, mac, far_mac = far, near, far_mtu, mtu, far_mac, mac
         master = 0
         if near in ports:
-            master = self.indexes(near[0]).get(ports[near].bridge, 0)
+            master = self._devices.indexes(near[0]).get(ports[near].bridge, 0)
             if master:
                 plugged.add(near)
         if far[0] not in opened:
@@ -257,9 +203,9 @@ class Wiring:
         request = messages.veth(
             item,
             near[1],
-            self._new_index(*near),
+            self._devices.new_index(*near),
             far[1],
-            self._new_index(*far),
+            self._devices.new_index(*far),
             opened[far[0]],
             mtu=mtu,
             peer_mtu=far_mtu,
@@ -270,7 +216,7 @@ class Wiring:
         return near[0], request
 
     def _path(self, ns: str) -> str:
-        place = self.netns(ns)
+        place = self._devices.netns(ns)
         return place if isinstance(place, str) else f"/proc/self/fd/{place}"
 
     def _configure(
@@ -292,87 +238,41 @@ class Wiring:
                 # Both ends: which of the two was the first end of the message does not matter here.
                 for ns, device in ((item.ns, item.name), (item.peer_ns, item.peer)):
                     if (ns, device) not in plugged:
-                        links[ns].append(messages.change_link(None, self.indexes(ns)[device], up=True))
-            elif isinstance(item, Vxlan):
-                under = self.index(item, item.underlay)
-                links[item.ns].append(messages.vxlan(item, self._new_index(item.ns, item.name), under))
-            elif isinstance(item, Ipip):
-                links[item.ns].append(self._ipip(item))
-            elif isinstance(item, Tun) or (isinstance(item, Wireguard) and item.userspace):
-                links[item.ns].append(self._tun(item))
-            elif isinstance(item, Dummy):
-                links[item.ns].append(messages.dummy(item, self._new_index(item.ns, item.name)))
-            elif isinstance(item, Wireguard):
-                links[item.ns].append(messages.wireguard(item, self._new_index(item.ns, item.name)))
+                        links[ns].append(messages.change_link(None, self._devices.indexes(ns)[device], up=True))
+            elif isinstance(item, (Vxlan, Ipip, Tun, Dummy, Wireguard)):
+                links[item.ns].append(device_request(self._devices, item))
             elif isinstance(item, BridgePort):
-                links[item.ns] += self._port(item, (item.ns, item.device) in plugged)
+                links[item.ns] += port_requests(self._devices, item, (item.ns, item.device) in plugged)
                 if (item.ns, item.device) in plugged and not item.hairpin:
                     already.append(item)
             elif isinstance(item, Sysctl) and sysctl_device(item.name):
                 sysctls[item.ns].append(item)
-            elif type(item) in _ORDER:
-                rest[item.ns].append(self._ranked(item, replace=False))
+            elif type(item) in ORDER:
+                rest[item.ns].append(ranked(self._devices, item, replace=False))
         for old, new in replaced:
             if isinstance(new, Sysctl):
                 sysctls[new.ns].append(new)
             elif isinstance(new, Link):
-                for ns, request in self._relink(new):
+                for ns, request in relink_requests(self._devices, new):
                     links[ns].append(request)
                 for entry in self._forgotten(new):
-                    rest[entry.ns].append(self._ranked(entry, replace=True))
+                    rest[entry.ns].append(ranked(self._devices, entry, replace=True))
             elif isinstance(new, BridgePort):
-                links[new.ns] += self._port(new, False, hairpin=True)
+                links[new.ns] += port_requests(self._devices, new, False, hairpin=True)
             elif isinstance(new, PolicyRule) and isinstance(old, PolicyRule):
                 rest[new.ns] += [(5, messages.policy_rule(old, remove=True)), (5, messages.policy_rule(new))]
-            elif type(new) in _ORDER:
-                rest[new.ns].append(self._ranked(new, replace=True))
+            elif type(new) in ORDER:
+                rest[new.ns].append(ranked(self._devices, new, replace=True))
         for item in already:
             done(item)
         for ns in dict.fromkeys((*links, *sysctls, *rest)):
             ordered = [request for _, request in sorted(rest.get(ns, ()), key=lambda pair: pair[0])]
             if ns in sysctls:
                 self._submit(ns, links.get(ns, []), done)
-                self._write_sysctls(ns, sysctls[ns], done)
+                self._sysctls.write(ns, sysctls[ns], done, new=ns in self._born)
                 self._submit(ns, ordered, done)
             else:
                 self._submit(ns, links.get(ns, []) + ordered, done)
-
-    def _ipip(self, item: Ipip) -> Request:
-        # Where the module was loaded before, every new namespace has a tunl0 of the kernel's own, down.
-        known = self.indexes(item.ns).get(item.name)
-        if known is not None and not (item.local or item.remote):
-            return messages.change_link(item, known, up=True, mtu=item.mtu)
-        return messages.ipip(item, self._new_index(item.ns, item.name))
-
-    def _tun(self, item: Tun | Wireguard) -> Request:
-        try:
-            with inside(self.netns(item.ns)):
-                make_tun(item.name)
-        except OSError as error:
-            raise refused(item, error.strerror or str(error)) from error
-        known = self.indexes(item.ns)
-        with self.channel(item.ns) as channel:
-            known[item.name] = link_indexes(channel)[item.name]
-        return messages.change_link(item, known[item.name], up=True, mtu=item.mtu)
-
-    def _port(self, item: BridgePort, plugged: bool, *, hairpin: bool = False) -> list[Request]:
-        index = self.index(item, item.device)
-        requests = []
-        if not plugged:
-            requests.append(messages.change_link(item, index, master=self.index(item, item.bridge)))
-        if item.hairpin or hairpin:
-            requests.append(messages.hairpin(item, index, item.hairpin))
-        return requests
-
-    def _relink(self, item: Link) -> Iterator[tuple[str, Request]]:
-        index = self.index(item, item.name)
-        mac = "" if isinstance(item, (Ipip, Tun, Dummy, Wireguard)) else item.mac
-        up = item.up if isinstance(item, Dummy) else True
-        yield item.ns, messages.change_link(item, index, up=up, mtu=item.mtu, mac=mac)
-        if isinstance(item, Veth):
-            far = self.indexes(item.peer_ns)[item.peer]
-            mtu = item.peer_mtu or item.mtu
-            yield item.peer_ns, messages.change_link(item, far, up=True, mtu=mtu, mac=item.peer_mac)
 
     def _forgotten(self, new: Link) -> list[Neighbour]:
         """Permanent neighbours of devices whose MAC is set, be it to what it was: the kernel drops them all
@@ -387,38 +287,16 @@ class Wiring:
             if isinstance(item, Neighbour) and item.device == device
         ]
 
-    def _ranked(self, item: Wired, *, replace: bool) -> tuple[int, Request]:
-        rank = _ORDER[type(item)]
-        if isinstance(item, Route):
-            return rank + bool(item.via), self._route(item, replace=replace)
-        return rank, self._request(item)
-
-    def _request(self, item: Wired, *, remove: bool = False) -> Request:
-        if isinstance(item, Address):
-            return messages.address(item, self.index(item, item.device), remove=remove)
-        if isinstance(item, Neighbour):
-            return messages.neighbour(item, self.index(item, item.device), remove=remove)
-        if isinstance(item, FdbEntry):
-            return messages.fdb(item, self.index(item, item.device), remove=remove)
-        if isinstance(item, PolicyRule):
-            return messages.policy_rule(item, remove=remove)
-        if isinstance(item, Route):
-            return self._route(item, remove=remove)
-        raise AssertionError(f"{type(item).__name__} is not one message")
-
-    def _route(self, item: Route, *, remove: bool = False, replace: bool = False) -> Request:
-        index = self.index(item, item.device) if item.device else 0
-        return messages.route(item, index, remove=remove, replace=replace)
-
     def set_mtu(self, item: Link) -> None:
         """Give a device its planned MTU again, after a process has set another."""
-        self._submit(item.ns, [request for ns, request in self._relink(item) if ns == item.ns], _nothing)
+        near = [request for ns, request in relink_requests(self._devices, item) if ns == item.ns]
+        self._submit(item.ns, near, _nothing)
 
     def set_link(self, ns: str, device: str, *, up: bool) -> None:
         """Set a device down or up, as a fault. Coming up, it gets back what the kernel dropped when it went down: IPv6
         addresses, and every route through it."""
         self.begin()
-        index = self.indexes(ns).get(device)
+        index = self._devices.indexes(ns).get(device)
         if index is None:
             raise NotFound(f"there is no device {device} in {ns}")
         requests = [messages.change_link(None, index, up=up)]
@@ -428,32 +306,9 @@ class Wiring:
                 for item in self._inventory.held_in(ns)
                 if isinstance(item, (Address, FdbEntry, Neighbour, Route)) and item.device == device
             ]
-            ranked = [self._ranked(item, replace=True) for item in lost]
-            requests += [request for _, request in sorted(ranked, key=lambda pair: pair[0])]
+            again = [ranked(self._devices, item, replace=True) for item in lost]
+            requests += [request for _, request in sorted(again, key=lambda pair: pair[0])]
         self._submit(ns, requests, _nothing)
-
-    # ------------------------------------------------------------ sysctls
-
-    def _write_sysctls(self, ns: str, items: Sequence[Sysctl], done: Done) -> None:
-        with inside(self.netns(ns)):
-            for item in items:
-                try:
-                    if ns not in self._born and (ns, item.name) not in self._original:
-                        self._original[ns, item.name] = namespaces.read_sysctl(item.name)
-                    namespaces.write_sysctl(item.name, item.value)
-                except OSError as error:
-                    if error.errno != ENOENT or not namespaces.is_off_anyway(item.name, item.value):
-                        raise refused(item, os.strerror(error.errno or 0)) from error
-                done(item)
-
-    def restore_sysctls(self, items: Iterable[Sysctl], done: Done) -> None:
-        """Give parameters the values that they had before we first wrote them."""
-        for item in items:
-            value = self._original.pop((item.ns, item.name), None)
-            if value is not None:
-                with inside(self.netns(item.ns)):
-                    namespaces.write_sysctl(item.name, value)
-            done(item)
 
     # ------------------------------------------------------------ removing
 
@@ -466,24 +321,24 @@ class Wiring:
             if isinstance(item, (Namespace, Sysctl)) or item.ns in dead:
                 continue
             if isinstance(item, Link):
-                index = self.indexes(item.ns).get(item.name)
+                index = self._devices.indexes(item.ns).get(item.name)
                 if index is not None:
                     links[item.ns].append(messages.delete_link(item, index))
             elif isinstance(item, BridgePort):
-                index = self.indexes(item.ns).get(item.device)
+                index = self._devices.indexes(item.ns).get(item.device)
                 if index is not None:
                     batches[item.ns].append(messages.change_link(item, index, master=0))
-            elif getattr(item, "device", "") in ("", *self.indexes(item.ns)):
-                batches[item.ns].append(self._request(item, remove=True))
+            elif getattr(item, "device", "") in ("", *self._devices.indexes(item.ns)):
+                batches[item.ns].append(entry_request(self._devices, item, remove=True))
         for ns, requests in batches.items():
             self._submit(ns, requests, _nothing, tolerate=GONE)
         for ns, surviving in self._surviving_ends(dead):
-            index = self.indexes(ns).get(surviving)
+            index = self._devices.indexes(ns).get(surviving)
             if index is not None:
                 links[ns].append(messages.delete_link(None, index))
         for ns, requests in links.items():
             self._submit(ns, requests, _nothing, tolerate=GONE)
-            self._indexes.pop(ns, None)
+            self._devices.look_again(ns)
         self._strike(items, dead, done)
 
     def _surviving_ends(self, dead: set[str]) -> Iterator[tuple[str, str]]:
@@ -506,16 +361,12 @@ class Wiring:
             elif isinstance(item, Bridge) and item.ns == UNDERLAY:
                 self.net.remove_switch(item.name)
             elif isinstance(item, Namespace):
-                channel = self._channels.pop(item.ns, None)
-                if channel is not None:
-                    channel.close()
-                self._indexes.pop(item.ns, None)
+                self._devices.forget(item.ns)
                 if item.role in ("pod", "underlay"):
                     namespaces.release(item.ns)
                 else:
                     self.net.remove_machine(item.ns)
-                for key in [key for key in self._original if key[0] == item.ns]:
-                    del self._original[key]
+                self._sysctls.forget(item.ns)
             done(item)
 
     # ------------------------------------------------------------ submitting
@@ -525,7 +376,7 @@ class Wiring:
     ) -> None:
         if not requests:
             return
-        with self.channel(ns) as channel:
+        with self._devices.channel(ns) as channel:
             refusals: list[Refusal] = [item for item in channel.submit(requests) if item.errno not in tolerate]
         failed = {id(item.request) for item in refusals}
         for request in requests:

@@ -349,7 +349,7 @@ class Machinery:
         """The main routing table of a namespace."""
         from emulator.kernel.route_table import read_routes
 
-        with self.applier.wiring.channel(ns) as channel:
+        with self.applier.devices.channel(ns) as channel:
             return read_routes(channel)
 
     # What it says of itself

@@ -273,7 +273,7 @@ def test_lab_that_cannot_be_put_back_says_that_it_must_go(applier: Applier, monk
     def fails(*_: object) -> None:
         raise OSError("no way back")
 
-    monkeypatch.setattr(applier.wiring, "restore_sysctls", fails)
+    monkeypatch.setattr(applier.sysctls, "restore", fails)
     with pytest.raises(ApplyError) as caught:
         applier.apply(adding(BAD_ROUTE))
 

@@ -183,7 +183,7 @@ def test_queue_that_vanished_is_found_on_reading_back(applier: Applier) -> None:
 def test_wish_that_is_let_go_labels_every_output() -> None:
     applier = Applier(allow_missing=True)
     applier.impairments = Impairments(
-        applier.wiring.netns, allow_missing=True, probe=lambda _: kernel("tbf", "nft-netdev", "nft-numgen")
+        applier.devices.netns, allow_missing=True, probe=lambda _: kernel("tbf", "nft-netdev", "nft-numgen")
     )
 
     applier.apply(add(lab(ALL)))
@@ -196,7 +196,7 @@ def test_wish_that_is_let_go_labels_every_output() -> None:
 @pytest.mark.sandbox
 def test_kernel_without_netem_refuses_before_anything_is_built() -> None:
     applier = Applier()
-    applier.impairments = Impairments(applier.wiring.netns, probe=lambda _: kernel("tbf"))
+    applier.impairments = Impairments(applier.devices.netns, probe=lambda _: kernel("tbf"))
 
     with pytest.raises(Unsupported):
         applier.apply(add(lab(ALL)))
@@ -219,7 +219,7 @@ def test_believing_in_netem_where_there_is_none_is_an_error(applier: Applier) ->
     tried = subprocess.run(["tc", "qdisc", "add", "dev", "lo", "root", "netem"], capture_output=True, check=False)
     if tried.returncode == 0:
         pytest.skip("this kernel has netem")
-    applier.impairments = Impairments(applier.wiring.netns, probe=lambda _: kernel(*FEATURES))
+    applier.impairments = Impairments(applier.devices.netns, probe=lambda _: kernel(*FEATURES))
 
     with pytest.raises(ApplyError, match=r"failed to set .* in node/n1: tc: .*unknown"):
         applier.apply(add(lab(ALL)))

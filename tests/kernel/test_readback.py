@@ -110,7 +110,7 @@ def test_change_by_hand_is_found(applier: Applier, command: str, line: str) -> N
 
 
 def test_offloads_that_are_switched_on_are_found(applier: Applier) -> None:
-    switch([item for item in OBJECTS if isinstance(item, Offloads)], applier.wiring.netns, lambda _: None, on=True)
+    switch([item for item in OBJECTS if isinstance(item, Offloads)], applier.devices.netns, lambda _: None, on=True)
 
     assert any("on are" in text and "gro" in text for text in differences(PLAN, applier))
 

@@ -200,7 +200,7 @@ def test_stand_in_for_loss_lets_through_the_same_bytes_as_netem() -> None:
     for probe in (None, without_netem):
         applier = Applier()
         if probe is not None:
-            applier.impairments = Impairments(applier.wiring.netns, probe=probe)
+            applier.impairments = Impairments(applier.devices.netns, probe=probe)
         impair(applier, loss=30)
         (back_end,) = applier.impairments.choices.values()
         seen[back_end] = send(500, 0.0)
