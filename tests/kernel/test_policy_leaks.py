@@ -203,7 +203,7 @@ def test_no_change_lets_through_what_neither_state_allows_nor_stops_what_both_do
         crossing = streams[len(watched.denied) + len(watched.allowed) :]
         # A window that lasts until the end is of answers that were still under way
         gaps = [
-            f"{point}: {one.result.lost}"
+            f"{point}: {one.result.lost}, {one.result.errors}"
             for point, one in zip(watched.allowed, kept, strict=True)
             if any(window.last < one.result.sent - 1 for window in one.result.lost)
         ]
