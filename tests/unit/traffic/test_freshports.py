@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from emulator.traffic.freshports import FIRST_PORT, HELD, ICMP_IDS, PORTS, FreshPorts, NoFreshPort
+from emulator.traffic.freshports import BLOCK, FIRST_PORT, HELD, ICMP_IDS, PORTS, FreshPorts, NoFreshPort
 
 
 def test_port_returns_only_after_all_others() -> None:
@@ -72,12 +72,31 @@ def test_what_is_remembered_of_used_ports_stays_small() -> None:
     assert len(ports._used["/run/netns/a", "tcp"]) < 400
 
 
-def test_who_takes_over_an_address_goes_on_counting() -> None:
+def test_who_takes_over_an_address_gets_none_of_the_ports_that_were_used_with_it() -> None:
     clock = Clock()
     ports = FreshPorts(clock)
-    first = [ports.take("/run/netns/a", "udp", sender="10.0.0.2", fresh=True) for _ in range(PORTS - 1)]
-    last = ports.take("/run/netns/b", "udp", sender="10.0.0.2", fresh=True)
-    assert {*first, last} == set(range(FIRST_PORT, 61000))
-    with pytest.raises(NoFreshPort):
+    first = {ports.take("/run/netns/a", "udp", sender="10.0.0.2", fresh=True) for _ in range(PORTS // 2)}
+    second = []
+    with pytest.raises(NoFreshPort, match="every udp port of"):
+        second += iter(lambda: ports.take("/run/netns/b", "udp", sender="10.0.0.2", fresh=True), 0)
+    assert len(first) + len(second) == len(first.union(second)) > PORTS - 3 * BLOCK  # some blocks are used in part
+    with pytest.raises(NoFreshPort, match=r"every udp port of 10\.0\.0\.2 was used"):
         ports.take("/run/netns/c", "udp", sender="10.0.0.2", fresh=True)
     assert ports.take("/run/netns/c", "udp", sender="10.0.0.3", fresh=True)
+    assert ports.take("/run/netns/c", "tcp", sender="10.0.0.2", fresh=True)
+    clock.now += HELD
+    assert ports.take("/run/netns/c", "udp", sender="10.0.0.2", fresh=True)
+
+
+def test_who_need_not_be_fresh_gets_a_port_all_the_same() -> None:
+    ports = FreshPorts(Clock())
+    for _ in range(PORTS):
+        ports.take("/run/netns/a", "udp", sender="10.0.0.2")
+    assert ports.take("/run/netns/b", "udp", sender="10.0.0.2")
+
+
+def test_both_families_of_a_namespace_count_together() -> None:
+    """A socket of IPv6 that is bound to all addresses has the port of IPv4 too."""
+    ports = FreshPorts()
+    senders = ("10.0.0.2", "fd00::2") * 300
+    assert len({ports.take("/run/netns/a", "tcp", sender=sender) for sender in senders}) == 600
