@@ -76,7 +76,7 @@ def test_who_takes_over_an_address_gets_none_of_the_ports_that_were_used_with_it
     clock = Clock()
     ports = FreshPorts(clock)
     first = {ports.take("/run/netns/a", "udp", sender="10.0.0.2", fresh=True) for _ in range(PORTS // 2)}
-    second = []
+    second: list[int] = []
     with pytest.raises(NoFreshPort, match="every udp port of"):
         second += iter(lambda: ports.take("/run/netns/b", "udp", sender="10.0.0.2", fresh=True), 0)
     assert len(first) + len(second) == len(first.union(second)) > PORTS - 3 * BLOCK  # some blocks are used in part
