@@ -27,7 +27,8 @@ import msgspec
 from emulator.plan.model import AnyObject, Chain, IpSet, IptablesRules, Rule
 
 LONGEST_NAME = 31  # bytes: IPSET_MAXNAMELEN, less the closing NUL
-_SUFFIXES = ("-lent", "-len2")  # the other where a failed change has left one, which goes when all is undone
+# The others where a failed change has left one, which goes when all is undone, or where names begin alike
+_SUFFIXES = ("-lent", *(f"-len{number}" for number in range(2, 10)))
 _ASKS = "--match-set"
 
 Change = tuple[AnyObject | None, AnyObject | None]
@@ -49,11 +50,12 @@ def borrowed_sets(work: Iterable[Change], taken: Iterable[str] = ()) -> dict[str
         if isinstance(old, IptablesRules) and isinstance(new, IptablesRules):
             asked |= _asked_otherwise(old, new)
     names = set(taken) if asked else set()
-    return {
-        name: msgspec.structs.replace(item, name=_borrowed_name(name, names))
-        for name, item in moving.items()
-        if name in asked
-    }
+    borrowed: dict[str, IpSet] = {}
+    for name, item in moving.items():
+        if name in asked:
+            borrowed[name] = msgspec.structs.replace(item, name=_borrowed_name(name, names))
+            names.add(borrowed[name].name)  # long names that differ at their ends alone are cut to the same
+    return borrowed
 
 
 def asking(rules: IptablesRules, old: IptablesRules, borrowed: Mapping[str, IpSet]) -> IptablesRules:

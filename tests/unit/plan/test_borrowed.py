@@ -61,6 +61,13 @@ def test_names_are_no_longer_than_the_kernel_takes_and_not_taken() -> None:
     assert len({first, second, LONG}) == 3
 
 
+def test_long_names_that_differ_at_their_ends_alone_borrow_one_each() -> None:
+    names = ["KUBE-LOAD-BALANCER-SOURCE-CIDR", "KUBE-LOAD-BALANCER-SOURCE-IP"]
+    work: Work = [(peers("10.0.0.1", name=name), peers("10.0.0.2", name=name)) for name in names]
+    work.append((rules(P=[asks(80, name) for name in names]), rules(P=[asks(443, name) for name in names])))
+    assert len({item.name for item in borrowed_sets(work).values()}) == 2
+
+
 def test_only_chains_that_change_ask_the_borrowed_set_and_afterwards_none_does() -> None:
     old = rules(P=[asks(80)], SAME=[asks(22)])
     new = rules(P=["-s PEERS -j DROP", asks(443)], SAME=[asks(22)], FRESH=[asks(53)])
