@@ -25,7 +25,7 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from emulator.plan.model import Family, IptablesRules, Jump
-from emulator.policy.felix_endpoints import VXLAN_PORT, dispatch_chains, endpoint_chains
+from emulator.policy.felix_endpoints import VXLAN_PORT, Endpoint, dispatch_chains, endpoint_chains
 from emulator.policy.felix_rules import (
     ACCEPT,
     ALL_MARKS,
@@ -121,8 +121,20 @@ def iptables_tables(
 def filter_table(
     ns: str, family: Family, judging: Judging, tunnelling: Tunnelling, *, own_node: bool = False
 ) -> IptablesRules:
-    """The filter table, the only one of iptables that policies are in."""
-    chains = (*dispatch_chains(judging.endpoints), *endpoint_chains(judging.endpoints), *judging.chains)
+    """The filter table, the only one of iptables that policies are in; the same object where only sets differ."""
+    return _filter_table(ns, family, tuple(judging.endpoints), tuple(judging.chains), tunnelling, own_node)
+
+
+@lru_cache(maxsize=512)
+def _filter_table(
+    ns: str,
+    family: Family,
+    endpoints: tuple[Endpoint, ...],
+    judging: tuple[FelixChain, ...],
+    tunnelling: Tunnelling,
+    own_node: bool,
+) -> IptablesRules:
+    chains = (*dispatch_chains(endpoints), *endpoint_chains(endpoints), *judging)
     return _written(ns, family, layers(family, tunnelling, own_node)[-1], chains)
 
 

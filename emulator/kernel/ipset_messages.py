@@ -29,14 +29,14 @@ CREATE, DESTROY, HEADER = 2, 3, 12  # IPSET_CMD_*
 COMMANDS = {"add": 9, "del": 10}  # IPSET_CMD_ADD, IPSET_CMD_DEL
 PROTOCOL, SET_NAME, TYPE_NAME, REVISION, FAMILY, DATA = 1, 2, 3, 4, 5, 7  # IPSET_ATTR_*
 VERSION = 6  # of the protocol: what all kernels speak (IPSET_PROTOCOL_MIN)
-IP, CIDR, PORT, TIMEOUT, PROTO, FLAGS = 1, 3, 4, 6, 7, 8  # within IPSET_ATTR_DATA
+IP, CIDR, PORT, TIMEOUT, PROTO, FLAGS, MOST = 1, 3, 4, 6, 7, 8, 19  # within IPSET_ATTR_DATA; MOST is MAXELEM
 NLM_F_EXCL, NLM_F_CREATE = 0x200, 0x400
 NOMATCH = 1 << 2  # IPSET_FLAG_NOMATCH
 BIG_ENDIAN, NESTED = 0x4000, 0x8000  # NLA_F_NET_BYTEORDER, NLA_F_NESTED
 TRANSPORTS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "sctp": socket.IPPROTO_SCTP}
 
 _LINE = re.compile(r"(add|del) (\S+) ([0-9a-f.:]+?)(?:/(\d+))?(?:,(tcp|udp|sctp):(\d+))?( nomatch)? -exist")
-_SET = re.compile(r"create (\S+) (hash:(?:ip|net|ip,port))(?: timeout (\d+))? family (inet6?)")
+_SET = re.compile(r"create (\S+) (hash:(?:ip|net|ip,port))(?: timeout (\d+))?(?: maxelem (\d+))? family (inet6?)")
 _END = re.compile(r"destroy (\S+)")
 
 
@@ -110,10 +110,13 @@ def encoded(line: str, revision: int = 0) -> bytes | None:
 
 
 def _creation(match: re.Match[str], revision: int) -> bytes:
-    name, kind, timeout, word = match.groups()
+    name, kind, timeout, most, word = match.groups()
     family = socket.AF_INET6 if word == "inet6" else socket.AF_INET
     content = _named(name) + attribute(TYPE_NAME, kind.encode() + b"\0")
     content += attribute(REVISION, bytes((revision,))) + attribute(FAMILY, bytes((family,)))
-    data = attribute(TIMEOUT | BIG_ENDIAN, struct.pack("!I", int(timeout))) if timeout is not None else b""
+    data = b""
+    for number, value in ((TIMEOUT, timeout), (MOST, most)):
+        if value is not None:
+            data += attribute(number | BIG_ENDIAN, struct.pack("!I", int(value)))
     flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL
     return request(IPSET, CREATE, flags, family, content + attribute(DATA | NESTED, data))

@@ -4,12 +4,16 @@ nobody has to enter the machine's namespaces."""
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable, Iterable
 
 from emulator.kernel import ipset_messages
 from emulator.kernel.namespaces import MachineHandle
 from emulator.kernel.netfilter_netlink import close_beside, opened
 from emulator.plan.model import AnyObject, IpSet
+
+LET_GO = 1.0  # s in which a set is let go of; whoever refers to it then goes on to do so
+PAUSE = 0.001  # s between two tries
 
 
 def is_machine(ns: str) -> bool:
@@ -30,6 +34,16 @@ class SetSpeaker:
         if "create " in text:
             examples = {item.type.partition(" ")[0]: item.name for item in self._held() if isinstance(item, IpSet)}
         return ipset_messages.commit(text.splitlines(), self._asked, examples)
+
+    def destroyed(self, text: str) -> bool:
+        """Carry out a line that destroys a set. Rules of nftables that were replaced a moment ago hold on to it until
+        no packet can be at them any more."""
+        deadline = time.monotonic() + LET_GO
+        while not self.commit(text):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(PAUSE)
+        return True
 
     def close(self) -> None:
         """Give the socket back."""

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from emulator.errors import ApplyError, CnilabError, Unsupported
-from emulator.kernel.rule_tools import run_tool
+from emulator.kernel.rule_tools import load_rules, run_tool
 from emulator.kernel.syscalls import CLONE_NEWNET, unshare
 from emulator.plan import proxy_rules
 from emulator.plan.describe import describe
@@ -66,7 +66,7 @@ def load(backend: str, ns: str, new: ProxyRules, old: ProxyRules | None, beside:
     tools = Tools(backend, new.family)
     if old is not None and old.jumps == new.jumps and old.tables.keys() == new.tables.keys():
         try:
-            run_tool(tools.restore, proxy_rules.partial_text(new, old), TIMEOUT)
+            load_rules(tools.restore, proxy_rules.partial_text(new, old), TIMEOUT)
         except (OSError, subprocess.SubprocessError):
             pass  # perhaps somebody meddled with the rest: kube-proxy makes a full sync of the next attempt, too
         else:
@@ -88,10 +88,10 @@ def remove(backend: str, ns: str, rules: ProxyRules) -> None:
 def _take_away(tools: Tools, rules: ProxyRules) -> None:
     there = _with_jumps_that_are_there(rules, _hooks(tools, rules, (), look=True))
     if tools.backend == "legacy" or proxy_rules.size(rules) <= AT_ONCE:
-        run_tool(tools.restore, proxy_rules.remove_text(there), TIMEOUT)
+        load_rules(tools.restore, proxy_rules.remove_text(there), TIMEOUT)
         return
     for text in proxy_rules.remove_texts(there, AT_ONCE):
-        run_tool(tools.restore, text, TIMEOUT)
+        load_rules(tools.restore, text, TIMEOUT)
 
 
 def flushed(backend: str, rules: ProxyRules) -> list[str]:
@@ -157,7 +157,7 @@ def _shown(tools: Tools, table: str, chain: str) -> list[str] | None:
 def _feed(tools: Tools, ns: str, new: ProxyRules, old: ProxyRules | None, texts: list[str]) -> None:
     for place, text in enumerate(texts):
         try:
-            run_tool(tools.restore, text, TIMEOUT)
+            load_rules(tools.restore, text, TIMEOUT)
         except FileNotFoundError as error:
             program = tools.restore[0]
             raise Unsupported(
@@ -199,7 +199,7 @@ def _undo(tools: Tools, new: ProxyRules, old: ProxyRules | None, tables: list[st
         if old is None:
             _take_away(tools, half)
         else:
-            run_tool(tools.restore, proxy_rules.full_text(proxy_rules.only(old, tables), {}, half), TIMEOUT)
+            load_rules(tools.restore, proxy_rules.full_text(proxy_rules.only(old, tables), {}, half), TIMEOUT)
     except (OSError, subprocess.SubprocessError, CnilabError) as error:
         return _complaint(error)
     return ""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from emulator.errors import ApplyError, Unsupported
 from emulator.kernel.ipset_speakers import SetSpeaker
-from emulator.kernel.rule_tools import TIMEOUT, run_tool
+from emulator.kernel.rule_tools import TIMEOUT, load_rules
 from emulator.plan.describe import describe
 from emulator.plan.model import IpSet, IptablesRules, IpvsServers, NftRules, NftTable, ProxyRules
 
@@ -43,7 +43,7 @@ def feed(ns: str, text: ToolInput, finished: Callable[[Ruleset], None], sets: Se
         return
     try:
         if not (left.fresh and _fits(left)):
-            run_tool(left.argv, left.whole)
+            load_rules(left.argv, left.whole)
     except FileNotFoundError as error:
         raise Unsupported(
             f"{text.argv[0]} is not installed", hint="`cnilab doctor` names the package", features=(text.argv[0],)
@@ -60,7 +60,7 @@ def _fits(text: ToolInput) -> bool:
     """Whether sets that come are not there, so that they need not be swapped with others, which takes the kernel more
     than all the rest."""
     try:
-        run_tool(text.argv, text.fresh)
+        load_rules(text.argv, text.fresh)
     except subprocess.CalledProcessError:
         return False
     return True
@@ -72,7 +72,7 @@ def tell(text: ToolInput, finished: Callable[[Ruleset], None], sets: SetSpeaker)
         return text
     parts = text.parts
     if all(part.startswith("destroy ") for _, part in parts):  # one by one: what is gone cannot go again
-        while parts and sets.commit(parts[0][1]):
+        while parts and sets.destroyed(parts[0][1]):
             finished(parts[0][0])
             parts = parts[1:]
         return replace(text, parts=parts)

@@ -31,7 +31,7 @@ LARGEST_SET = 1048576  # members: felix/config, MaxIpsetSize
 NUMBERED_FAMILY = {"ICMP": 4, "1": 4, "ICMPv6": 6, "58": 6}
 
 
-class SetRef(msgspec.Struct, frozen=True):
+class SetRef(msgspec.Struct, frozen=True, cache_hash=True):
     """A set that rules match, by its name without the family's prefix, and what is in it.
 
     ``pods`` less those of ``without`` (and the CIDRs of network sets among them); of those, where a ``port`` is named,

@@ -15,6 +15,8 @@ from emulator.policy.selection import contains_set, selects
 
 _HALVES = {"0.0.0.0/0": ("0.0.0.0/1", "128.0.0.0/1"), "::/0": ("::/1", "8000::/1")}  # hash:net has no /0
 
+MOST_REMEMBERED = 50_000  # sets in nodes: those of policies that are long gone are among them
+
 
 class Members:
     """The members of sets at one step; those that did not change are taken from the step before."""
@@ -24,6 +26,8 @@ class Members:
         self._compiled = compiled
         self._found: dict[tuple[SetRef, Family], tuple[str, ...]] = {}
         self._keys: dict[SetRef, frozenset[str]] = {}
+        # What was written into nodes, at this step and those before
+        self._written: dict[tuple[str, SetRef, Family], IpSet] = before._written if before is not None else {}
         if before is not None and touched is not None:
             self._keep(before, frozenset(touched))
 
@@ -56,6 +60,25 @@ class Members:
         if found is None:
             found = self._found[key] = tuple(sorted(set(self._members(ref, family))))
         return found
+
+    def written(self, ns: str, ref: SetRef, family: Family, why: str) -> IpSet:
+        """The set in a node: the same object as long as its members are."""
+        members = self.of(ref, family)
+        known = self._written.get((ns, ref, family))
+        if known is not None and known.members is members and known.why == why:
+            return known
+        if len(self._written) > MOST_REMEMBERED:
+            self._written.clear()
+        made = self._written[ns, ref, family] = IpSet(
+            ns=ns,
+            name=ipset_name(family, ref.name),
+            type=ref.type,
+            family=family,
+            members=members,
+            component=COMPONENT,
+            why=why,
+        )
+        return made
 
     def _members(self, ref: SetRef, family: Family) -> Iterable[str]:
         compiled = self._compiled
@@ -108,13 +131,4 @@ def _single(net: str) -> str:
 
 def ipsets(ns: str, family: Family, refs: Mapping[SetRef, str], members: Members) -> Iterable[IpSet]:
     """The sets that a node's rules match; ``refs`` say what for."""
-    for ref, why in refs.items():
-        yield IpSet(
-            ns=ns,
-            name=ipset_name(family, ref.name),
-            type=ref.type,
-            family=family,
-            members=members.of(ref, family),
-            component=COMPONENT,
-            why=why,
-        )
+    return (members.written(ns, ref, family, why) for ref, why in refs.items())

@@ -48,6 +48,7 @@ add ports6 fd00:10:244:1::2,tcp:65535 -exist
 MADE = """\
 create fresh hash:ip timeout 0 family inet
 create fresh6 hash:net family inet6
+create large hash:net maxelem 1048576 family inet
 create fresh-ports hash:ip,port family inet6
 """
 FOR_IPSET = (
