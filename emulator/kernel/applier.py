@@ -174,6 +174,8 @@ class Applier:
 
     def _remove(self, removed: Sequence[AnyObject], journal: _Journal) -> None:
         dead = {item.ns for item in removed if isinstance(item, Namespace)}
+        for ns in dead:
+            self.rulesets.forget(ns)
         attached = _of(removed, CniAttachment)
         if attached and self.attachments is not None:
             self.attachments.remove(attached, dead, journal.taken)

@@ -80,6 +80,12 @@ class SetSpeakers:
                 self._known[ns] = self._handle(ns), found
         return found
 
+    def forget(self, ns: str) -> None:
+        """Close the socket of a machine, if there is one."""
+        _, speaker = self._known.pop(ns, (None, None))
+        if speaker is not None:
+            speaker.close()
+
     def close(self) -> None:
         """Give all sockets back."""
         for _, speaker in self._known.values():

@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
-from emulator.errors import Unsupported, UserError
+from emulator.errors import ApplyError, Unsupported, UserError
 from emulator.kernel import nft_rules, proxy_tables
 from emulator.kernel.ipset_lines import coming_text, fresh_text, going_text, set_text
 from emulator.kernel.ipset_speakers import SetSpeakers, is_machine
@@ -95,10 +95,16 @@ class Rulesets:
                 grouped[item.ns].append((old, new))
         if not grouped:
             return
-        finished: defaultdict[str, list[Ruleset]] = defaultdict(list)
-        left = {ns: self._told(ns, members, finished[ns].append) for ns, members in grouped.items()}
         if not self._backend and any(isinstance(new or old, (IptablesRules, ProxyRules)) for old, new in work):
             self._backend = self._probe(next(iter(grouped)))
+        finished: defaultdict[str, list[Ruleset]] = defaultdict(list)
+        left: dict[str, list[ToolInput] | None] = {}
+        results: dict[str, Exception | None] = {}
+        for ns, members in grouped.items():
+            try:
+                left[ns] = self._told(ns, members, finished[ns].append)
+            except ApplyError as error:
+                results[ns] = error
 
         def visit(ns: str) -> Callable[[], None]:
             def body() -> None:
@@ -108,9 +114,9 @@ class Rulesets:
             return body
 
         visits = {ns: visit(ns) for ns, texts in left.items() if texts != []}
-        results = in_parallel(visits, os.cpu_count() or 1)
-        for members in finished.values():
-            for item in members:
+        results |= in_parallel(visits, os.cpu_count() or 1)
+        for done_there in finished.values():
+            for item in done_there:
                 done(item)
         for result in results.values():
             if isinstance(result, Exception):
@@ -131,6 +137,10 @@ class Rulesets:
             if left.parts:
                 return [left, *texts[number + 1 :]]
         return []
+
+    def forget(self, ns: str) -> None:
+        """Let go of a machine that is about to go."""
+        self._speakers.forget(ns)
 
     def close(self) -> None:
         """Give all descriptors back."""
