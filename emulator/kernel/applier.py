@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from emulator.errors import CnilabError
 from emulator.kernel import offloads
+from emulator.kernel.carrier import Awaited, await_carrier
 from emulator.kernel.daemons import Supervisor
 from emulator.kernel.devices import Devices
 from emulator.kernel.impairment import Impairments
@@ -42,6 +43,7 @@ from emulator.plan.model import (
     ProxyRules,
     Route,
     Sysctl,
+    Tun,
     Wireguard,
     WireguardPeer,
 )
@@ -232,6 +234,7 @@ class Applier:
             progress(f"starting {len(daemons) + len(restarted)} daemons")
         self.supervisor.start(daemons, journal.put)
         self.supervisor.change(restarted, journal.put)
+        self._await_tuns({item.ns for item in (*daemons, *(new for _, new in restarted))})
         told = [*added, *(new for _, new in replaced)]
         self.wireguards.set(_of(told, Wireguard), _of(told, WireguardPeer), self._wireguard, journal.put)
         if attached := _of(added, CniAttachment):
@@ -260,11 +263,24 @@ class Applier:
         """Start a daemon again; one that serves a WireGuard device is told everything anew. Raises NotFound,
         DaemonError, ApplyError."""
         self.supervisor.restart(ns, name)
+        self._await_tuns([ns])
         device = self._wireguard(ns, name)
         if device is not None and device.userspace:
             held = self.inventory.held_in(ns)
             peers = [item for item in _of(held, WireguardPeer) if item.device == name]
             self.wireguards.set([device], peers, self._wireguard, self.inventory.put)
+
+    def _await_tuns(self, machines: Iterable[str]) -> None:
+        """Return once the devices that processes of these machines serve carry packets: they have a carrier when
+        somebody has them open, and hear of it from a work queue, too. Machines with a dead process are left alone."""
+        served: dict[str, dict[str, Awaited]] = {}
+        dead = {one.ns for one in self.supervisor.status() if one.state == "died"}
+        for ns in set(machines) - dead:
+            for item in self.inventory.held_in(ns):
+                if isinstance(item, Tun) or (isinstance(item, Wireguard) and item.userspace):
+                    served.setdefault(ns, {})[item.name] = "cable"
+        if served:
+            await_carrier(self.devices.channel, served)
 
     def _wireguard(self, ns: str, name: str) -> Wireguard | None:
         item = self.inventory.find(("link", ns, name))
