@@ -43,10 +43,10 @@ def test_expectations_hold(scenario: str, style: str) -> None:
 
 @pytest.mark.parametrize(("scenario", "style"), CASES)
 def test_capture_is_complete_and_every_packet_is_followed(scenario: str, style: str) -> None:
-    meta = outcome(scenario, style).meta
-    assert meta.captured > 0
-    assert meta.lost == 0
-    assert meta.uncorrelated == 0
+    found = outcome(scenario, style)
+    assert found.meta.captured > 0
+    assert found.meta.lost == 0
+    assert found.meta.uncorrelated == 0, follow(found.events).uncorrelated
 
 
 @pytest.mark.parametrize(("scenario", "style"), CASES)

@@ -150,7 +150,7 @@ def test_tests_run_in_the_checkout_after_their_own_packages_are_there(checkout: 
     assert first[0] == "cnilab: installing for tests"
     assert first[1].startswith("python -m pytest")
     assert first[1].endswith("-k a or b")
-    workers = len(os.sched_getaffinity(0)) + 2
+    workers = len(os.sched_getaffinity(0)) + 1
     assert second[0] == f"python -m pytest -n {workers} --dist loadfile --no-loadscope-reorder"  # the whole suite
 
 
