@@ -1,8 +1,8 @@
 """Sessions between WireGuard peers, begun one side at a time.
 
 A tunnel has a session once one side has asked for it with its first packet and the other has answered. If both ask at
-once, each takes the other's question for the answer's place, neither answer fits, and both wait five seconds before
-they ask again (REKEY_TIMEOUT). Traffic that starts everywhere at the same moment meets that nearly always; so whoever
+once, each forgets its own question over the other's, no answer fits any more, and both wait five seconds before they
+ask again (REKEY_TIMEOUT). Traffic that starts everywhere at the same moment meets that nearly always; so whoever
 is about to ask all nodes at once has the sessions begun before, by one of the two.
 
 Sources: Linux drivers/net/wireguard/noise.c (``wg_noise_handshake_consume_response``: only in the state in which a
@@ -14,6 +14,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from ipaddress import ip_network
 
 from emulator.kernel.syscalls import inside
@@ -35,22 +36,21 @@ def begin_sessions(
     first: Sequence[Pair],
     second: Sequence[Pair],
     patience: float = PATIENCE,
-) -> bool:
+) -> None:
     """Have the ``first`` devices begin sessions with their peers, unless there are some of late, and wait until the
-    ``second``, at the other ends, know of them: they do with the first packet that follows. Whether all have one,
-    within ``patience`` seconds; a device whose process is dead is left alone."""
+    ``second``, at the other ends, know of them: they do with the first packet that follows. Whoever has none
+    after ``patience`` seconds is cut off; a device whose process is dead, or that no route leads to, is left alone."""
     waiting = _without_session(wireguards, first)
     for device, peer in waiting:
         network = ip_network(peer.allowed_ips[0])
         family = socket.AF_INET6 if network.version == 6 else socket.AF_INET
-        with inside(netns(device.ns)), socket.socket(family, socket.SOCK_DGRAM) as asking:
+        with inside(netns(device.ns)), socket.socket(family, socket.SOCK_DGRAM) as asking, suppress(OSError):
             asking.sendto(b"", (str(network.network_address), DISCARD))
     waiting += _without_session(wireguards, second)
     deadline = time.monotonic() + patience
     while waiting and time.monotonic() < deadline:
         time.sleep(PAUSE)
         waiting = _without_session(wireguards, waiting)
-    return not waiting
 
 
 def _without_session(wireguards: Wireguards, pairs: Sequence[Pair]) -> list[Pair]:

@@ -70,7 +70,7 @@ class FreshPorts:
     ) -> int:
         """The first number from ``number`` on whose block no other namespace has used with that address of late."""
         blocks = self._by_address.setdefault((sender, protocol), {})
-        first = number
+        first, block = number, (begin + number) % size // BLOCK
         while number < first + size:
             place = (begin + number) % size
             owner, then = blocks.get(place // BLOCK, (netns, now))
@@ -80,4 +80,5 @@ class FreshPorts:
             number += min(BLOCK - place % BLOCK, size - place)
         if fresh:
             raise NoFreshPort(f"every {protocol} port of {sender} was used within the last {HELD:.0f} s")
+        blocks[block] = netns, now
         return first

@@ -191,6 +191,20 @@ def test_one_tunnel_may_carry_both_families(cni: str) -> None:
         assert (tunnel.target, tunnel.target_port) == ("192.168.50.12", 51820)
 
 
+@stand_in_alone
+def test_a_matrix_is_taken_where_no_route_leads_into_the_tunnel(lab: Lab) -> None:
+    lab.run("n1", "ip", "route", "flush", "dev", "flannel-wg")
+    lab.run("n1", "ip", "route", "add", "unreachable", "10.244.0.0/16")
+    try:
+        matrix = lab.matrix(MatrixWish(ports=(PortWish("tcp", 80),)))
+    finally:
+        lab.run("n1", "ip", "route", "del", "unreachable", "10.244.0.0/16")
+        lab.run("n1", "ip", "route", "add", "10.244.0.0/16", "dev", "flannel-wg", "scope", "link")
+    ways = {(cell.source.split("/")[-1][:2], cell.target.split("/")[-1][:2]) for cell in matrix.cells if cell.allowed}
+    assert ("n2", "n3") in ways
+    assert not ways & {("n1", "n2"), ("n1", "n3")}
+
+
 @pytest.mark.parametrize("style", STYLES)
 def test_a_matrix_asks_all_nodes_at_once_and_no_tunnel_waits_for_its_session(style: str) -> None:
     """Nothing was sent before: where both ends of a tunnel began a session with their first packets, neither would have
