@@ -52,9 +52,8 @@ def title_of(nftables: Iterable[bool]) -> str:
     return f"Felix · {kinds}"
 
 
-Asked = tuple[
-    tuple[str, bool, tuple[Group, ...]], ...
-]  # tiers: name, whether what nothing matches goes on, whom to ask
+# Tiers that judge a pod: the name, whether what nothing matches goes on, and whom to ask
+Asked = tuple[tuple[str, bool, tuple[Group, ...]], ...]
 
 
 class _Judged(NamedTuple):
